@@ -1,0 +1,56 @@
+"""Safetensors files: written atomically, read with a clear error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+from safetensors.flax import save_file as _save_file
+
+from aqaa_jax.checkpoint.tree import named_weights, with_weights
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def save_file(path: str | Path, weights: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``weights`` to ``path`` in one step: a reader never sees a partial file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _save_file({k: jax.numpy.asarray(v) for k, v in weights.items()}, part, metadata=dict(metadata or {}))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """All tensors of a safetensors file. Raises ``FileNotFoundError`` or ``ValueError`` naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def save_model(path: str | Path, model: nnx.Module, *, dtype: Any = None, metadata: Mapping[str, str] | None = None):
+    """Write every weight of ``model``, cast to ``dtype`` if given (float weights only)."""
+    weights = {}
+    for name, value in named_weights(model).items():
+        cast = dtype is not None and np.issubdtype(np.dtype(value.dtype), np.floating)
+        weights[name] = value.astype(dtype) if cast else value
+    save_file(path, weights, metadata)
+
+
+def load_model(path: str | Path, abstract: Model) -> Model:
+    """``abstract`` (from ``jax.eval_shape``) filled from a file; strict about names and shapes."""
+    return with_weights(abstract, read_file(path), source=str(path))

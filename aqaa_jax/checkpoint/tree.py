@@ -1,0 +1,58 @@
+"""Modules as flat dictionaries of arrays with stable string names, and back.
+
+The name of a weight is its attribute path joined by dots (``blocks.attention.wq``); these names are the
+keys of every file this project writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", k)))) for k in path)
+
+
+def named_weights(model: nnx.Module) -> dict[str, Any]:
+    """Name -> array (or ``ShapeDtypeStruct``) of every weight of a real or abstract module."""
+    leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
+    return {_name(path): leaf.get_value() for path, leaf in leaves}
+
+
+def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
+    """``model`` (real or abstract) with its weights replaced by ``weights``, cast to the model's dtypes.
+
+    Raises ``ValueError`` naming ``source`` and the first missing, unexpected or misshapen tensor.
+    """
+    expected = named_weights(model)
+    missing = sorted(set(expected) - set(weights))
+    unexpected = sorted(set(weights) - set(expected))
+    if missing:
+        raise ValueError(f"{source}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
+    if unexpected:
+        raise ValueError(f"{source}: unexpected tensor {unexpected[0]!r} ({len(unexpected)} unexpected in all)")
+
+    def one(path, leaf):
+        name = _name(path)
+        new, old = weights[name], expected[name]
+        if tuple(new.shape) != tuple(old.shape):
+            raise ValueError(
+                f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}"
+            )
+        if not np.issubdtype(np.asarray(new).dtype, np.number) and str(new.dtype) != "bfloat16":
+            raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
+        return leaf.replace(jnp.asarray(new).astype(old.dtype))
+
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)

@@ -1,0 +1,1 @@
+"""The `aqaa` command: flags to config to call."""

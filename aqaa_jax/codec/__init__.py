@@ -1,0 +1,1 @@
+"""Waveform to codes: the linguistic and the semantic tokenizer."""

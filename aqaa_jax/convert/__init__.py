@@ -1,0 +1,1 @@
+"""Published PyTorch/ONNX names to ours and back; the only place that knows them."""

@@ -1,0 +1,1 @@
+"""Tokens to logits: the Step1 language model."""

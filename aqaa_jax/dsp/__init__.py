@@ -1,0 +1,1 @@
+"""Signals to features: waveform, STFT, mel, filter bank."""

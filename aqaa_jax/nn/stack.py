@@ -1,0 +1,36 @@
+"""A stack of equal blocks: built with a leading layer axis, run with ``lax.scan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from aqaa_jax.sharding.axes import LAYERS
+
+Block = TypeVar("Block", bound=nnx.Module)
+
+
+def stack(build: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Block:
+    """``layers`` independent blocks as one module whose weights have a leading ``layers`` axis."""
+    if layers < 1:
+        raise ValueError(f"a stack has at least one layer, got {layers}")
+    blocks = jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs(), layers))
+    for leaf in jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        leaf.set_metadata(axes=(LAYERS, *leaf.get_metadata()["axes"]))
+    return blocks
+
+
+def scan(
+    step: Callable[[Any, Block, Any], tuple[Any, Any]],
+    carry: Any,
+    blocks: Block,
+    xs: Any = None,
+    *,
+    remat: bool = False,
+) -> tuple[Any, Any]:
+    """Run ``carry, y = step(carry, block, x)`` over the stack; ``xs`` and ``ys`` have a leading layer axis."""
+    body = jax.checkpoint(step) if remat else step
+    return jax.lax.scan(lambda c, bx: body(c, bx[0], bx[1]), carry, (blocks, xs))

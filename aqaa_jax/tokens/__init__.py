@@ -1,0 +1,1 @@
+"""Token ids, weaving, prompts and the text tokenizer (NumPy only)."""

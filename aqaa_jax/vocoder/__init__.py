@@ -1,0 +1,1 @@
+"""Audio tokens to mel to waveform."""

@@ -1,0 +1,46 @@
+"""Name, dependencies, extras and the console script. Tool settings are in ``pyproject.toml``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aqaa_jax/version.py").read_text()).group(1)
+
+setup(
+    name="aqaa_jax",
+    version=VERSION,
+    description="A JAX speech-to-speech language model system: a trainable re-implementation of Step-Audio-AQAA",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["aqaa_jax", "aqaa_jax.*"]),
+    package_data={"aqaa_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "librosa>=0.11,<0.12",
+        "tensorflow-datasets>=4.9.10,<5",
+        "ml-collections>=1.1,<2",
+        "sentencepiece>=0.2.1,<0.3",
+        "safetensors>=0.6,<1",
+        "soundfile>=0.13,<0.15",
+        "jaxtyping>=0.3.11,<0.4",
+        "absl-py>=2",
+        "matplotlib>=3.9,<4",
+        "espeakng-loader>=0.2.4,<0.3",
+        "pocketsphinx>=5.1.1,<5.2",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "cuda": ["jax[cuda12]>=0.10,<0.11"],
+        "torch": ["torch>=2.4", "onnx>=1.16"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22"],
+    },
+    entry_points={"console_scripts": ["aqaa = aqaa_jax.cli.main:main"]},
+)
