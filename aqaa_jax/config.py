@@ -191,6 +191,8 @@ class FlowConfig:
     encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
     regulator_layers: int = 4
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published one on the log-mel itself
+    mel_std: float = 1.0
     sigma_min: float = 1e-6
     steps: int = 10
     guidance: float = 0.7

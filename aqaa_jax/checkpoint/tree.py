@@ -48,9 +48,7 @@ def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "wei
         name = _name(path)
         new, old = weights[name], expected[name]
         if tuple(new.shape) != tuple(old.shape):
-            raise ValueError(
-                f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}"
-            )
+            raise ValueError(f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
         if not np.issubdtype(np.asarray(new).dtype, np.number) and str(new.dtype) != "bfloat16":
             raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
         return leaf.replace(jnp.asarray(new).astype(old.dtype))

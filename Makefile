@@ -1,0 +1,54 @@
+# Every target makes its own environment in $(VENV); nothing is installed outside of it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out
+RUNS ?= runs/pocket
+export JAX_PLATFORMS ?= cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check fmt pocket pocket-eval bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(VENV)/base.stamp: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aqaa_jax needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/base.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/base.stamp ## ask the shipped pocket model a spoken question; writes out/answer.{wav,txt,png}
+	@mkdir -p $(OUT)
+	$(BIN)/aqaa ask examples/question.wav -o $(OUT)/answer.wav --text $(OUT)/answer.txt --plot $(OUT)/answer.png
+
+test: $(VENV)/dev.stamp ## the fast tests
+	$(BIN)/python -m pytest -m 'not long'
+
+test-all: $(VENV)/dev.stamp ## all tests, the long ones too
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fmt: $(VENV)/dev.stamp ## format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pocket: $(VENV)/base.stamp ## train the pocket model from nothing into runs/pocket (about 2 h on 2 cores; resumes)
+	$(BIN)/aqaa train --config=configs/pocket.py --run_dir=$(RUNS)
+
+pocket-eval: $(VENV)/base.stamp ## judge the shipped model (or MODEL=dir) on held-out spoken questions
+	$(BIN)/aqaa pocket-eval $(if $(MODEL),--model $(MODEL)) --json $(OUT)/pocket_eval.json
+
+bench: ## speed against PyTorch peers, in an environment of their own
+	$(MAKE) -f bench.mk VENV=$(VENV) OUT=$(OUT)
+
+clean: ## remove environments and outputs
+	rm -rf $(VENV) .venv-* $(OUT) build *.egg-info

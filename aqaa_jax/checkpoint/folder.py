@@ -1,0 +1,74 @@
+"""A model folder: ``config.json``, one safetensors file per part, the text tokenizer and a model card.
+
+``config.json`` is written last: a folder without it is a partial one and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flax import nnx
+
+from aqaa_jax.checkpoint.files import load_model, save_model
+from aqaa_jax.config import SystemConfig, from_dict, to_dict
+
+Part = TypeVar("Part", bound=nnx.Module)
+PARTS = ("linguistic", "semantic", "decoder", "flow", "hift")
+TEXT_MODEL = "tokenizer.model"
+CONFIG = "config.json"
+
+
+def write_folder(
+    directory: str | Path,
+    config: SystemConfig,
+    parts: Mapping[str, nnx.Module],
+    text_model: bytes,
+    *,
+    card: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+) -> None:
+    """Write a whole system to ``directory``, float weights cast to ``dtype`` if given.
+
+    ``provenance`` (config, seed, command, versions) is stored in ``config.json``. Raises ``ValueError`` unless
+    ``parts`` are exactly ``PARTS``.
+    """
+    if set(parts) != set(PARTS):
+        raise ValueError(f"a model folder has the parts {', '.join(PARTS)}; got {', '.join(sorted(parts))}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)
+    for name, part in parts.items():
+        save_model(directory / f"{name}.safetensors", part, dtype=dtype, metadata={"part": name})
+    (directory / TEXT_MODEL).write_bytes(text_model)
+    if card:
+        (directory / "README.md").write_text(card)
+    part_file = directory / f".{CONFIG}.part"
+    part_file.write_text(json.dumps({"system": to_dict(config), "provenance": dict(provenance or {})}, indent=1) + "\n")
+    os.replace(part_file, directory / CONFIG)
+
+
+def read_config(directory: str | Path) -> SystemConfig:
+    """The configuration of a model folder. Raises ``FileNotFoundError`` or ``ValueError`` naming the file."""
+    path = Path(directory) / CONFIG
+    if not Path(directory).is_dir():
+        raise FileNotFoundError(f"{directory}: no such model folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing, so {directory} is not a (whole) model folder")
+    try:
+        values = json.loads(path.read_text())["system"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a model configuration ({type(error).__name__}: {error})") from None
+    try:
+        return from_dict(SystemConfig, values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_part(directory: str | Path, name: str, abstract: Part) -> Part:
+    """Fill the abstract module of one part from its file; strict about names and shapes."""
+    return load_model(Path(directory) / f"{name}.safetensors", abstract)

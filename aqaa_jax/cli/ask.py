@@ -1,0 +1,74 @@
+"""``aqaa ask question.wav -o answer.wav``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="aqaa ask", description="Answer a spoken question with speech.")
+    p.add_argument("question", help="recording of the question: wav, flac, ogg or mp3, 8 kHz or more, mono or stereo")
+    p.add_argument("-o", "--output", required=True, metavar="ANSWER.wav", help="where the spoken answer goes")
+    p.add_argument("--text", metavar="FILE", help="also write the answer's text")
+    p.add_argument("--plot", metavar="FILE.png", help="also draw the spectrograms of question and answer")
+    p.add_argument("--model", metavar="DIR", help="model folder (default: the shipped pocket model)")
+    p.add_argument("--transcript-first", action="store_true", help="let the model write down the question first")
+    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default 0)")
+    p.add_argument("--json", action="store_true", help="print text, paths, durations and timings as JSON")
+    return p
+
+
+def run(argv: list[str]) -> int:
+    """Read the question, answer it, write what was asked for; nothing is written when anything fails."""
+    args = parser().parse_args(argv)
+    for path in (args.output, args.text, args.plot):
+        if path and not (parent := Path(path).parent).is_dir():
+            raise FileNotFoundError(f"{path}: the folder {parent} does not exist")
+    from aqaa_jax.dsp import wav as wavs
+    from aqaa_jax.inference.answer import Aqaa
+
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    question, rate = wavs.read(args.question)
+    wavs.check_question(question, rate, args.question)
+    clock = time.perf_counter()
+    say(f"loading {args.model or 'the shipped pocket model'} …")
+    model = Aqaa.load(args.model)
+    loaded = time.perf_counter() - clock
+    say(f"listening to {args.question} ({len(question) / rate:.1f} s), then answering …")
+    answer = model.ask(question, sample_rate=rate, seed=args.seed, transcript_first=args.transcript_first)
+    if not len(answer.wav):
+        raise ValueError(f"{args.question}: the model answered without speech (text: {answer.text!r})")
+    answer.save(args.output)
+    if args.text:
+        Path(args.text).write_text(answer.text + "\n")
+    if args.plot:
+        from aqaa_jax.evaluation.plots import spectrograms
+
+        titles = {f"question: {Path(args.question).name}": (question, rate)}
+        titles[f"answer: “{answer.text}”"] = (answer.wav, answer.sample_rate)
+        spectrograms(titles, args.plot)
+    report = {
+        "text": answer.text,
+        **({"heard": answer.heard} if args.transcript_first else {}),
+        "question": args.question,
+        "answer": args.output,
+        "text_file": args.text,
+        "plot": args.plot,
+        "question_seconds": round(len(question) / rate, 3),
+        "answer_seconds": round(answer.seconds, 3),
+        "stopped": answer.stopped,
+        "load_seconds": round(loaded, 3),
+        "timings": {k: round(v, 3) for k, v in answer.timings.items()},
+    }
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+        return 0
+    print(f"answer: {answer.text}")
+    for label, path in (("speech", args.output), ("text", args.text), ("picture", args.plot)):
+        if path:
+            print(f"{label:8}{path}")
+    return 0

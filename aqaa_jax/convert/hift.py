@@ -1,0 +1,111 @@
+"""The published HiFT (``hift.pt``, the ``hift`` section of cosyvoice.yaml) to ours and back.
+
+The published convolutions are stored under weight norm, ``w = g v / ||v||`` with the norm over every axis but the
+first. We keep only ``w``. On the way back ``g = ||w||`` and ``v = w``: the product is the same, but ``g`` and
+``v`` themselves cannot be recovered (any positive multiple of ``v`` gives the same ``w``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from aqaa_jax.config import HiftConfig
+from aqaa_jax.convert.layout import Entry, read, write
+
+
+def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
+    """``HiftConfig`` from the published fields; ``f0_predictor`` is a section of its own."""
+    f0 = published["f0_predictor"]
+    if f0.get("num_class", 1) != 1 or f0.get("in_channels", 80) != published["in_channels"]:
+        raise ValueError(f"published F0 predictor {dict(f0)!r} does not read {published['in_channels']} mel bins")
+    return HiftConfig(
+        sample_rate=published["sampling_rate"],
+        num_mels=published["in_channels"],
+        channels=published["base_channels"],
+        f0_channels=f0["cond_channels"],
+        harmonics=published["nb_harmonics"],
+        sine_amplitude=float(published["nsf_alpha"]),
+        noise_sigma=float(published["nsf_sigma"]),
+        voiced_threshold=float(published["nsf_voiced_threshold"]),
+        upsample_rates=tuple(published["upsample_rates"]),
+        upsample_kernels=tuple(published["upsample_kernel_sizes"]),
+        istft_n_fft=published["istft_params"]["n_fft"],
+        istft_hop=published["istft_params"]["hop_len"],
+        resblock_kernels=tuple(published["resblock_kernel_sizes"]),
+        resblock_dilations=tuple(tuple(d) for d in published["resblock_dilation_sizes"]),
+        source_kernels=tuple(published["source_resblock_kernel_sizes"]),
+        source_dilations=tuple(tuple(d) for d in published["source_resblock_dilation_sizes"]),
+        leaky_slope=float(published["lrelu_slope"]),
+        audio_limit=float(published["audio_limit"]),
+    )
+
+
+def from_upstream(state: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
+    """Our weights from the published state dict, weight norm folded in."""
+    return read(_entries(config), fold_weight_norm(state), source="hift")
+
+
+def to_upstream(weights: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
+    """A published state dict that computes the same function; see the module for what cannot be inverted."""
+    out: dict[str, np.ndarray] = {}
+    for name, value in write(_entries(config), weights, source="hift").items():
+        prefix = name.removesuffix(".weight")
+        if prefix == name or not _is_normed(prefix):
+            out[name] = value
+            continue
+        out[f"{prefix}.weight_g"] = _norm(value).astype(value.dtype)
+        out[f"{prefix}.weight_v"] = value
+    return out
+
+
+def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``state`` with every ``weight_g``, ``weight_v`` pair replaced by their product ``weight``."""
+    out: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        if name.endswith(".weight_v"):
+            prefix = name.removesuffix("_v")
+            if f"{prefix}_g" not in state:
+                raise ValueError(f"hift: published tensor {prefix + '_g'!r} is missing")
+            v = np.asarray(value, np.float64)
+            out[prefix] = (np.asarray(state[f"{prefix}_g"], np.float64) * v / _norm(v)).astype(value.dtype)
+        elif not name.endswith(".weight_g"):
+            out[name] = value
+    return out
+
+
+def _norm(v: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(np.square(v, dtype=np.float64), axis=tuple(range(1, v.ndim)), keepdims=True))
+
+
+def _is_normed(prefix: str) -> bool:
+    return not prefix.startswith(("source_downs.", "m_source.", "f0_predictor.classifier"))
+
+
+def _entries(config: HiftConfig) -> Iterator[Entry]:
+    for i in range(config.f0_layers):  # convolution, activation
+        yield from _layer(f"f0_predictor.convs.{i}", f"f0_predictor.condnet.{2 * i}", "conv")
+    yield from _layer("f0_predictor.classifier", "f0_predictor.classifier", "linear")
+    yield from _layer("harmonic_source.mix", "m_source.l_linear", "linear")
+    yield from _layer("conv_pre", "conv_pre", "conv")
+    for i in range(len(config.upsample_rates)):
+        yield from _layer(f"ups.{i}", f"ups.{i}", "conv_transpose")
+        yield from _layer(f"source_convs.{i}", f"source_downs.{i}", "conv")
+        yield from _resblock(f"source_resblocks.{i}", len(config.source_dilations[i]))
+        for j, dilations in enumerate(config.resblock_dilations):
+            yield from _resblock(f"resblocks.{i * len(config.resblock_kernels) + j}", len(dilations))
+    yield from _layer("conv_post", "conv_post", "conv")
+
+
+def _resblock(name: str, count: int) -> Iterator[Entry]:
+    for half in (1, 2):
+        for i in range(count):
+            yield from _layer(f"{name}.convs{half}.{i}", f"{name}.convs{half}.{i}", "conv")
+            yield Entry(f"{name}.snakes{half}.{i}.alpha", f"{name}.activations{half}.{i}.alpha")
+
+
+def _layer(ours: str, published: str, kind: str) -> Iterator[Entry]:
+    yield Entry(f"{ours}.kernel", f"{published}.weight", kind)
+    yield Entry(f"{ours}.bias", f"{published}.bias")

@@ -1,0 +1,129 @@
+"""Published Step1 checkpoints (Step-Audio-Chat, -TTS-3B, -AQAA) to our decoder and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aqaa_jax.config import DecoderConfig
+
+# Published field -> ours; head_dim is derived, weights are never tied whatever the config says.
+_FIELDS = {
+    "vocab_size": "vocab",
+    "hidden_size": "embed",
+    "intermediate_size": "mlp",
+    "num_attention_heads": "heads",
+    "num_attention_groups": "kv_heads",
+    "num_hidden_layers": "layers",
+    "max_seq_len": "max_length",
+    "rms_norm_eps": "norm_eps",
+}
+# Published name within a layer -> our name within ``blocks``.
+_LAYER = {
+    "input_layernorm": "attention_norm.scale",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "mlp_norm.scale",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+}
+_WHOLE = {"model.embed_tokens.weight": "embedding.table", "model.norm.weight": "norm.scale", "lm_head.weight": "head"}
+_NOT_TRANSPOSED = frozenset({"embedding.table", "norm.scale", "attention_norm.scale", "mlp_norm.scale"})
+
+
+def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfig:
+    """Our configuration from a published ``config.json``; ``changes`` override fields of ours.
+
+    Raises ``ValueError`` naming a missing field or a width that the heads do not divide.
+    """
+    missing = sorted(set(_FIELDS) - set(published))
+    if missing:
+        raise ValueError(f"Step1 config lacks {missing[0]!r}; it needs {', '.join(_FIELDS)}")
+    values = {ours: published[theirs] for theirs, ours in _FIELDS.items()}
+    if values["embed"] % values["heads"]:
+        raise ValueError(f"hidden_size {values['embed']} does not divide into {values['heads']} heads")
+    dtype = str(published.get("torch_dtype", "bfloat16"))
+    values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
+    return DecoderConfig(**(values | changes))
+
+
+def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every published tensor of a model of this size with its (out, in) shape: 9 per layer and 3."""
+    c = config
+    width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    layer = {
+        "input_layernorm": (c.embed,),
+        "self_attn.q_proj": (width, c.embed),
+        "self_attn.k_proj": (kv_width, c.embed),
+        "self_attn.v_proj": (kv_width, c.embed),
+        "self_attn.o_proj": (c.embed, width),
+        "post_attention_layernorm": (c.embed,),
+        "mlp.gate_proj": (c.mlp, c.embed),
+        "mlp.up_proj": (c.mlp, c.embed),
+        "mlp.down_proj": (c.embed, c.mlp),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.embed)}
+    shapes |= {_layer_name(i, name): shape for i in range(c.layers) for name, shape in layer.items()}
+    return shapes | {"model.norm.weight": (c.embed,), "lm_head.weight": (c.vocab, c.embed)}
+
+
+def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
+    """Our weights, by name, from a published state dict: linear weights transposed, heads split, layers stacked.
+
+    The head is read from ``lm_head.weight``, never tied. Raises ``ValueError`` naming the first missing, unexpected or misshapen tensor.
+    """
+    expected = published_shapes(config)
+    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing:
+        raise ValueError(f"Step1 state dict: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
+    if unexpected:
+        raise ValueError(f"Step1 state dict: unexpected tensor {unexpected[0]!r} ({len(unexpected)} in all)")
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(f"Step1 state dict: {name!r} has shape {tuple(state[name].shape)}, expected {shape}")
+    out = {ours: _ours(ours, np.asarray(state[name]), config) for name, ours in _WHOLE.items()}
+    for name, ours in _LAYER.items():
+        layers = [np.asarray(state[_layer_name(i, name)]) for i in range(config.layers)]
+        out[f"blocks.{ours}"] = np.stack([_ours(ours, layer, config) for layer in layers])
+    return out
+
+
+def to_upstream(weights: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
+    """The exact inverse of ``from_upstream``. Raises ``ValueError`` naming a missing or unexpected weight."""
+    expected = {*_WHOLE.values(), *(f"blocks.{ours}" for ours in _LAYER.values())}
+    wrong = sorted(expected ^ set(weights))
+    if wrong:
+        raise ValueError(f"decoder weights: {wrong[0]!r} is {'missing' if wrong[0] in expected else 'unexpected'}")
+    out = {name: _published(ours, np.asarray(weights[ours]), config) for name, ours in _WHOLE.items()}
+    for name, ours in _LAYER.items():
+        stacked = np.asarray(weights[f"blocks.{ours}"])
+        out |= {_layer_name(i, name): _published(ours, stacked[i], config) for i in range(config.layers)}
+    return {name: out[name] for name in published_shapes(config)}
+
+
+def _layer_name(layer: int, name: str) -> str:
+    return f"model.layers.{layer}.{name}.weight"
+
+
+def _ours(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    if name in _NOT_TRANSPOSED:
+        return array
+    array = array.T
+    if name in ("attention.wq", "attention.wk", "attention.wv"):
+        return array.reshape(array.shape[0], -1, config.head_dim)
+    return array.reshape(config.heads, config.head_dim, -1) if name == "attention.wo" else array
+
+
+def _published(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    if name in _NOT_TRANSPOSED:
+        return array
+    if name in ("attention.wq", "attention.wk", "attention.wv"):
+        array = array.reshape(array.shape[0], -1)
+    elif name == "attention.wo":
+        array = array.reshape(-1, array.shape[-1])
+    return np.ascontiguousarray(array.T)

@@ -1,0 +1,67 @@
+"""Which examples make which batch: tasks mixed by share, rows of like length together, a pure function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from aqaa_jax.data.order import Order
+
+
+class Rows(NamedTuple):
+    """One batch: ``rows`` (example numbers of ``task``), to be padded to ``length`` tokens."""
+
+    task: str
+    rows: np.ndarray
+    length: int
+
+
+class BucketPlan:
+    """Batches of about ``tokens`` tokens each, every batch of one task and one length bucket.
+
+    ``lengths`` gives the length of every example of every task; ``shares`` how often a task is drawn, counted in
+    examples (positive numbers, normalised; 0 leaves a task out). Within a bucket every example is seen once per
+    epoch of that bucket. Lengths are padded to a multiple of ``grid``, so only a few array shapes occur.
+    Raises ``ValueError`` for a share of an unknown or empty task, or when no share is positive.
+    """
+
+    def __init__(
+        self,
+        lengths: Mapping[str, np.ndarray],
+        shares: Mapping[str, float],
+        *,
+        tokens: int,
+        steps: int,
+        seed: int,
+        grid: int = 32,
+    ):
+        wanted = {task: share for task, share in shares.items() if share > 0}
+        if not wanted:
+            raise ValueError(f"no task has a positive share: {dict(shares)}")
+        for task in wanted:
+            if not len(lengths.get(task, ())):
+                raise ValueError(f"task {task!r} has a share of {wanted[task]} but no examples")
+        self._buckets: list[tuple[str, int, np.ndarray, Order]] = []
+        steps_per_bucket = []
+        for task, share in sorted(wanted.items()):
+            padded = -(-np.asarray(lengths[task]) // grid) * grid
+            for length in np.unique(padded):
+                members = np.flatnonzero(padded == length)
+                rows = max(1, tokens // int(length))
+                self._buckets.append((task, int(length), members, Order(len(members), seed + len(self._buckets))))
+                steps_per_bucket.append(share / sum(wanted.values()) * len(members) / len(padded) / rows)
+        probabilities = np.array(steps_per_bucket) / np.sum(steps_per_bucket)
+        rng = np.random.default_rng([seed, 1])
+        self._bucket_of_step = rng.choice(len(self._buckets), size=steps, p=probabilities)
+        self._visit_of_step = np.zeros(steps, np.int64)
+        for bucket in range(len(self._buckets)):
+            at = np.flatnonzero(self._bucket_of_step == bucket)
+            self._visit_of_step[at] = np.arange(len(at))
+        self._tokens = tokens
+
+    def __getitem__(self, step: int) -> Rows:
+        task, length, members, order = self._buckets[self._bucket_of_step[step]]
+        rows = max(1, self._tokens // length)
+        return Rows(task, members[order.batch(int(self._visit_of_step[step]), rows)], length)

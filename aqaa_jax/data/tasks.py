@@ -1,0 +1,110 @@
+"""The decoder's tasks over a tokenized spoken corpus: examples as ids and loss mask, made on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aqaa_jax.config import WeaveConfig
+from aqaa_jax.data.corpus import Item
+from aqaa_jax.tokens import prompt
+from aqaa_jax.tokens.interleave import Segment, unweave_audio, weave_audio
+from aqaa_jax.tokens.text import TextTokenizer
+from aqaa_jax.tokens.vocab import Vocab
+
+TASKS = ("asr", "tts", "continuation", "tqtaa", "aqta", "aqtaa", "transcript_first")
+
+
+@dataclass(frozen=True)
+class SpokenSet:
+    """Items and the woven audio ids of each (whole 2:3 groups, ids of the decoder's vocabulary)."""
+
+    items: Sequence[Item]
+    audio: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class SpokenTasks:
+    """``questions`` to be answered, ``answers`` indexed by answer id, ``voice``: any text in the answer voice."""
+
+    questions: SpokenSet
+    answers: SpokenSet
+    voice: SpokenSet
+    text: TextTokenizer
+    vocab: Vocab
+    weave: WeaveConfig
+    code_noise: float = 0.0  # probability that an audio code of a question is replaced by a random one
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Ids in every example of every task."""
+        rng = np.random.default_rng(0)
+        counts = {task: len(self.questions.items) for task in TASKS} | {
+            "tts": len(self.answers.items) + len(self.voice.items)
+        }
+        return {
+            task: np.array([len(self.example(task, i, rng)[0]) for i in range(count)]) for task, count in counts.items()
+        }
+
+    def example(self, task: str, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """``(ids, loss_mask)`` of one example. Raises ``ValueError`` for an unknown task."""
+        if task == "tts":
+            return self._speak(index)
+        item = self.questions.items[index]
+        heard = self._noisy(self.questions.audio[index], rng)
+        spoken = item.utterance.text
+        answer = [Segment(self.text.encode_span(item.answer), self.answers.audio[item.answer_id])]
+        if task == "asr":
+            return prompt.asr(heard, spoken, self.text)
+        if task == "aqta":
+            return prompt.written_answer(heard, item.answer, self.text)
+        if task == "aqtaa":
+            return prompt.spoken_answer(heard, answer, self.text, self.weave)
+        if task == "tqtaa":
+            return prompt.spoken_answer(spoken, answer, self.text, self.weave)
+        if task == "transcript_first":
+            return prompt.spoken_answer(heard, answer, self.text, self.weave, transcript=spoken)
+        if task == "continuation":
+            return prompt.continuation([heard], self.text)
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+
+    def _speak(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        known = len(self.answers.items)
+        chosen, at = (self.answers, index) if index < known else (self.voice, index - known)
+        return prompt.tts(chosen.items[at].utterance.text, chosen.audio[at], self.text)
+
+    def _noisy(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not self.code_noise:
+            return audio
+        linguistic, semantic = unweave_audio(audio, self.vocab)
+        for codes, size in ((linguistic, self.vocab.linguistic), (semantic, self.vocab.semantic)):
+            hit = rng.random(len(codes)) < self.code_noise
+            codes[hit] = rng.integers(0, size, int(hit.sum()))
+        return weave_audio(linguistic, semantic, self.vocab)
+
+
+def save_audio(path: str | Path, audio: Sequence[np.ndarray]) -> None:
+    """Ragged id sequences to one ``.npz``, in one step."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    offsets = np.cumsum([0, *(len(a) for a in audio)])
+    with part.open("wb") as file:
+        np.savez_compressed(file, ids=np.concatenate(audio).astype(np.int32), offsets=offsets)
+    part.replace(path)
+
+
+def load_audio(path: str | Path) -> list[np.ndarray]:
+    """What ``save_audio`` wrote."""
+    with np.load(path) as data:
+        ids, offsets = data["ids"], data["offsets"]
+    return [ids[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def shares(mix: Mapping[str, float]) -> dict[str, float]:
+    """The task shares of a mixture; raises ``ValueError`` for an unknown task."""
+    unknown = set(mix) - set(TASKS) - {"code_noise"}
+    if unknown:
+        raise ValueError(f"unknown tasks {sorted(unknown)} in the mixture; expected some of {', '.join(TASKS)}")
+    return {task: share for task, share in mix.items() if task in TASKS}

@@ -1,0 +1,130 @@
+"""Step1: the language model over text and audio tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aqaa_jax.config import DecoderConfig
+from aqaa_jax.decoder.block import Block
+from aqaa_jax.nn.alibi import causal_distance, segment_positions
+from aqaa_jax.nn.attention import CacheSlots
+from aqaa_jax.nn.kv_cache import KVCache, empty_cache, new_slots
+from aqaa_jax.nn.linear import Embedding
+from aqaa_jax.nn.norm import RMSNorm
+from aqaa_jax.nn.params import normal, weight
+from aqaa_jax.nn.project import project
+from aqaa_jax.nn.stack import scan, stack
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
+from aqaa_jax.sharding.partition import constrain
+
+
+class Decoder(nnx.Module):
+    """Embedding, a scanned stack of blocks, final norm and an untied head (published ``modeling_step1.py``).
+
+    Differences from the published module: padding and packing are respected (it ignores its attention
+    mask, so only single unpadded prompts are right there); logits are float32.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.embedding = Embedding(c.vocab, c.embed, rngs=rngs, dtype=c.param_dtype)
+        self.blocks = stack(lambda r: Block(c, rngs=r), c.layers, rngs)
+        self.norm = RMSNorm(c.embed, c.norm_eps, rngs=rngs, dtype=c.param_dtype)
+        self.head = weight(rngs, (c.embed, c.vocab), (EMBED, VOCAB), normal(), c.param_dtype)
+        self.config = c
+
+    def __call__(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        *,
+        positions_BL: Int[Array, "B L"] | None = None,
+        segment_ids_BL: Int[Array, "B L"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Any:
+        """``logits_BLV``, or ``(logits_BLV, cache)`` if a cache is given; the arguments are those of ``hidden``."""
+        out = self.hidden(tokens_BL, positions_BL=positions_BL, segment_ids_BL=segment_ids_BL, cache=cache)
+        return self.logits(out) if cache is None else (self.logits(out[0]), out[1])
+
+    def hidden(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        *,
+        positions_BL: Int[Array, "B L"] | None = None,
+        segment_ids_BL: Int[Array, "B L"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Any:
+        """The final normed states ``hidden_BLD``, or ``(hidden_BLD, cache)`` if a cache is given.
+
+        ``segment_ids_BL``: 0 is padding; without a cache, tokens of different numbers do not see one another
+        (packing) and positions restart at every change. ``positions_BL`` overrides the positions.
+        With a ``cache`` the tokens continue each row from ``cache.length_B``; there ``segment_ids_BL`` only tells
+        real tokens (not 0) from padding, which must be on the right and is not stored; tokens beyond the
+        capacity are lost (the caller's error). Raises ``ValueError`` if positions are given with a cache.
+        """
+        if cache is None:
+            distance_BLS = _distance(tokens_BL, positions_BL, segment_ids_BL)
+            return self.norm(self._blocks(self._embed(tokens_BL), distance_BLS)[0])
+        if positions_BL is not None:
+            raise ValueError("positions_BL cannot be given with a cache, which has its own")
+        return self._continue(tokens_BL, segment_ids_BL, cache)
+
+    def layer_inputs(
+        self, tokens_BL: Int[Array, "B L"], *, segment_ids_BL: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "layers B L D"]:
+        """The residual stream as each block receives it; entry 0 is the embedding. For analysis and parity."""
+        distance_BLS = _distance(tokens_BL, None, segment_ids_BL)
+        return self._blocks(self._embed(tokens_BL), distance_BLS, keep_inputs=True)[1]
+
+    def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        """The head: float32 logits of normed states, of all positions or of chosen ones."""
+        logits_BLV = project(hidden_BLD, self.head[...], out_dtype=jnp.float32)
+        return constrain(logits_BLV, BATCH, LENGTH, ACT_VOCAB)
+
+    def empty_cache(self, batch: int, capacity: int) -> KVCache:
+        """A cache for ``batch`` rows of up to ``capacity`` tokens, in the activation dtype."""
+        c = self.config
+        return empty_cache(c.layers, batch, capacity, c.kv_heads, c.head_dim, jnp.dtype(c.dtype))
+
+    def _embed(self, tokens_BL: jax.Array) -> jax.Array:
+        x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
+        return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
+
+    def _blocks(self, x_BLD: jax.Array, distance_BLS: jax.Array, keep_inputs: bool = False) -> tuple[Any, Any]:
+        def step(x_BLD, block, _):
+            return block(x_BLD, distance_BLS)[0], x_BLD if keep_inputs else None
+
+        return scan(step, x_BLD, self.blocks, remat=self.config.remat)
+
+    def _continue(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array | None, cache: KVCache) -> tuple[Any, KVCache]:
+        L, capacity = tokens_BL.shape[1], cache.k.shape[2]
+        real_BL = None if segment_ids_BL is None else segment_ids_BL != 0
+        slots_BL = new_slots(cache.length_B, real_BL, L, capacity)
+        positions_BL = cache.length_B[:, None] + jnp.arange(L, dtype=jnp.int32)
+        distance_BLS = causal_distance(positions_BL, jnp.arange(capacity, dtype=jnp.int32)[None])
+
+        def step(carry, block, layer):
+            x_BLD, k, v = carry
+            x_BLD, after = block(x_BLD, distance_BLS, CacheSlots(k, v, layer, slots_BL))
+            return (x_BLD, after.k, after.v), None
+
+        carry = (self._embed(tokens_BL), cache.k, cache.v)
+        (x_BLD, k, v), _ = scan(step, carry, self.blocks, jnp.arange(self.config.layers))
+        added_B = L if real_BL is None else jnp.sum(real_BL, axis=1, dtype=jnp.int32)
+        return self.norm(x_BLD), KVCache(k, v, cache.length_B + added_B)
+
+
+def _distance(
+    tokens_BL: jax.Array, positions_BL: jax.Array | None, segment_ids_BL: jax.Array | None
+) -> Float[Array, "#B L L"]:
+    if positions_BL is None:
+        positions_BL = (
+            jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
+            if segment_ids_BL is None
+            else segment_positions(segment_ids_BL)
+        )
+    return causal_distance(positions_BL, positions_BL, segment_ids_BL, segment_ids_BL)

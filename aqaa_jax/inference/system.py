@@ -1,0 +1,74 @@
+"""A whole system in memory: tokenizers, decoder, vocoder and the text tokenizer of one model folder."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from aqaa_jax.checkpoint import folder
+from aqaa_jax.codec.tokenizer import DualTokenizer, LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.config import SystemConfig
+from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.tokens.text import TextTokenizer
+from aqaa_jax.tokens.vocab import Vocab
+from aqaa_jax.vocoder.flow import Flow
+from aqaa_jax.vocoder.hift import Hift
+from aqaa_jax.vocoder.model import Vocoder
+
+SHIPPED = "pocket"
+
+
+class System(NamedTuple):
+    """Everything that turns a question into an answer; modules are pytrees, nothing holds state."""
+
+    config: SystemConfig
+    vocab: Vocab
+    text: TextTokenizer
+    tokenizer: DualTokenizer
+    decoder: Decoder
+    vocoder: Vocoder
+
+
+def builders(config: SystemConfig) -> dict[str, Callable[[], nnx.Module]]:
+    """Part name -> constructor with fresh weights (use under ``jax.eval_shape`` for abstract parts)."""
+    return {
+        "linguistic": lambda: LinguisticTokenizer(config.tokenizer.linguistic, rngs=nnx.Rngs(0)),
+        "semantic": lambda: SemanticTokenizer(config.tokenizer.semantic, rngs=nnx.Rngs(0)),
+        "decoder": lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)),
+        "flow": lambda: Flow(config.vocoder.flow, rngs=nnx.Rngs(0)),
+        "hift": lambda: Hift(config.vocoder.hift, rngs=nnx.Rngs(0)),
+    }
+
+
+def shipped_folder() -> Path:
+    """The folder of the pocket model that comes with the package."""
+    return Path(str(importlib.resources.files("aqaa_jax"))) / "assets" / SHIPPED
+
+
+def load_system(directory: str | Path | None = None) -> System:
+    """Load a model folder (default: the shipped pocket model).
+
+    Raises ``FileNotFoundError`` or ``ValueError`` naming the file and the missing, extra or misshapen tensor.
+    """
+    directory = shipped_folder() if directory is None else Path(directory)
+    config = folder.read_config(directory)
+    text_model = directory / folder.TEXT_MODEL
+    if not text_model.is_file():
+        raise FileNotFoundError(f"{text_model}: missing")
+    parts: dict[str, Any] = {
+        name: folder.read_part(directory, name, jax.eval_shape(build)) for name, build in builders(config).items()
+    }
+    vocab = Vocab(config.vocab)
+    return System(
+        config=config,
+        vocab=vocab,
+        text=TextTokenizer.load(text_model, vocab),
+        tokenizer=DualTokenizer.of(config.tokenizer, parts["linguistic"], parts["semantic"]),
+        decoder=parts["decoder"],
+        vocoder=Vocoder.of(config.vocoder, parts["flow"], parts["hift"]),
+    )

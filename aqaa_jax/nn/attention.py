@@ -1,0 +1,99 @@
+"""Causal grouped-query attention with square-root ALiBi."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from aqaa_jax.nn.alibi import alibi_slopes
+from aqaa_jax.nn.kv_cache import write_layer
+from aqaa_jax.nn.params import Initializer, fan_in, weight
+from aqaa_jax.nn.project import project
+from aqaa_jax.sharding.axes import (
+    ACT_HEADS,
+    ACT_KV_HEADS,
+    BATCH,
+    EMBED,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LENGTH,
+)
+from aqaa_jax.sharding.partition import constrain
+
+
+class CacheSlots(NamedTuple):
+    """Where one layer puts and finds keys and values: all layers' arrays, its own index, the new tokens' slots."""
+
+    k: Float[Array, "layers B S K H"]
+    v: Float[Array, "layers B S K H"]
+    layer: jax.Array
+    slots_BL: jax.Array
+
+
+def grouped_attention(
+    q_BLNH: Float[Array, "B L N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    distance_BLS: Float[Array, "#B L S"],
+) -> Float[Array, "B L N H"]:
+    """softmax(q k / sqrt(H) - slope * distance) v; query head n uses key/value head n // (N / K).
+
+    Keys and values are never repeated; logits and softmax are float32 and the weights are rounded to the
+    dtype of ``v``. Deliberate differences from the published fallback: the bias stays float32 (there it is
+    cast to the activation dtype), and a query that may see nothing (padding) gets the mean of all values,
+    not NaN. The layout (heads before length, queries scaled before the product) is the fastest
+    of six measured on CPU.
+    """
+    B, L, N, H = q_BLNH.shape
+    K = k_BSKH.shape[2]
+    q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    slopes_KG = jnp.asarray(alibi_slopes(N).reshape(K, N // K, 1, 1))
+    logits_BKGLS = jnp.einsum("bkglh,bksh->bkgls", q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
+    weights_BKGLS = jax.nn.softmax(logits_BKGLS - slopes_KG * distance_BLS[:, None, None], axis=-1)
+    out_BKGLH = jnp.einsum("bkgls,bksh->bkglh", weights_BKGLS.astype(v_BSKH.dtype), v_BKSH)
+    return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
+
+
+class Attention(nnx.Module):
+    """Projections around ``grouped_attention``, without biases (published ``modeling_step1.py``)."""
+
+    def __init__(
+        self,
+        embed: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        out_init: Initializer | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        if heads % kv_heads:
+            raise ValueError(f"{heads} heads do not divide into {kv_heads} kv_heads")
+        self.wq = weight(rngs, (embed, heads, head_dim), (EMBED, HEADS, HEAD_DIM), fan_in(0), dtype)
+        self.wk = weight(rngs, (embed, kv_heads, head_dim), (EMBED, KV_HEADS, HEAD_DIM), fan_in(0), dtype)
+        self.wv = weight(rngs, (embed, kv_heads, head_dim), (EMBED, KV_HEADS, HEAD_DIM), fan_in(0), dtype)
+        out_init = out_init or fan_in((0, 1))
+        self.wo = weight(rngs, (heads, head_dim, embed), (HEADS, HEAD_DIM, EMBED), out_init, dtype)
+
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], distance_BLS: Float[Array, "#B L S"], cache: CacheSlots | None = None
+    ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
+        """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
+        q_BLNH = constrain(project(x_BLD, self.wq[...]), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        k_BSKH = constrain(project(x_BLD, self.wk[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        v_BSKH = constrain(project(x_BLD, self.wv[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        if cache is not None:
+            k, v = write_layer(cache.k, cache.v, cache.layer, cache.slots_BL, k_BSKH, v_BSKH)
+            cache = cache._replace(k=k, v=v)
+            k_BSKH, v_BSKH = (x[cache.layer].astype(x_BLD.dtype) for x in (k, v))
+        out_BLNH = grouped_attention(q_BLNH, k_BSKH, v_BSKH, distance_BLS)
+        out_BLNH = constrain(out_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        return project(out_BLNH, self.wo[...], in_axes=2), cache

@@ -1,0 +1,132 @@
+"""The spoken corpus of a recipe: rendered once, then tokenized by the trained tokenizers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aqaa_jax.checkpoint.files import load_model
+from aqaa_jax.codec.tokenizer import DualTokenizer, LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.data import corpus
+from aqaa_jax.data.questions import questions, training_questions
+from aqaa_jax.data.rendering import Clips, render
+from aqaa_jax.data.speech import inventory
+from aqaa_jax.data.tasks import save_audio
+from aqaa_jax.data.words import general_text
+from aqaa_jax.tokens.interleave import weave_audio
+from aqaa_jax.tokens.text import TextTokenizer, train_pocket
+from aqaa_jax.tokens.vocab import Vocab
+from aqaa_jax.training.config import RecipeConfig
+
+SETS = ("codec", "voice", "answers", "questions", "held_out_speech")
+HELD_OUT = 400  # spoken questions in new voices that watch the tokenizers
+TAIL_SECONDS = 0.12  # silence behind an answer, so that the last whole 2:3 group holds its last sound
+BOTH_RATES = (16000, 22050)
+
+
+def items(recipe: RecipeConfig, name: str) -> list[corpus.Item]:
+    """The items of one of ``SETS``: a pure function of the recipe."""
+    c = recipe.corpus
+    if name == "codec":
+        return corpus.codec_utterances(c.codec_utterances, c.seed)
+    if name == "voice":
+        return corpus.voice_utterances(c.voice_utterances, c.seed)
+    if name == "answers":
+        return corpus.answer_utterances()
+    if name == "questions":
+        return corpus.question_utterances(c.questions, c.seed)
+    if name == "held_out_speech":
+        return corpus.question_utterances(HELD_OUT, c.seed + 1, "new_voices")
+    raise ValueError(f"unknown set {name!r}; expected one of {', '.join(SETS)}")
+
+
+def clips(recipe: RecipeConfig, run_dir: Path, name: str, say: Callable[[str], None] | None = None) -> Clips:
+    """The audio of a set, rendered now where it is not on disk yet."""
+    rates = BOTH_RATES if name in ("voice", "answers") else BOTH_RATES[:1]
+    began, last = time.monotonic(), [0.0]
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        if say and (now - last[0] > 10 or done == total):
+            last[0] = now
+            rate = done / max(now - began, 1e-9)
+            say(
+                f"[corpus] {name} {done}/{total}  {rate:.0f} utterances/s  ETA {(total - done) / max(rate, 1e-9):.0f} s"
+            )
+
+    return render(items(recipe, name), run_dir / "speech", rates, recipe.corpus.workers, progress)
+
+
+def render_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
+    """Render every set, fix the phone inventory, train the text tokenizer."""
+    rendered = {name: clips(recipe, run_dir, name, say) for name in SETS}
+    names = inventory([c.phones for c in rendered["codec"]] + [c.phones for c in rendered["answers"]])
+    (run_dir / "corpus" / "phones.json").write_text(json.dumps(names, ensure_ascii=False) + "\n")
+    train_pocket(
+        _texts(recipe), run_dir / "corpus" / "tokenizer.model", Vocab(recipe.system.vocab), size=recipe.text_pieces
+    )
+
+
+def phone_names(run_dir: Path) -> list[str]:
+    return json.loads((run_dir / "corpus" / "phones.json").read_text())
+
+
+def text_tokenizer(recipe: RecipeConfig, run_dir: Path) -> TextTokenizer:
+    return TextTokenizer.load(run_dir / "corpus" / "tokenizer.model", Vocab(recipe.system.vocab))
+
+
+def _texts(recipe: RecipeConfig) -> list[str]:
+    """Text to fit the pieces to: role headers, every training phrasing, every answer, general sentences."""
+    import random
+
+    rng = random.Random(recipe.corpus.seed)
+    headers = ["human", "assistant", "system"] * 400
+    asked = [phrasing for q in training_questions() for phrasing in q.phrasings]
+    return [*headers, *asked, *(q.answer for q in questions()), *(general_text(rng) for _ in range(2000))]
+
+
+def dual_tokenizer(recipe: RecipeConfig, run_dir: Path) -> DualTokenizer:
+    """The two trained tokenizers of a run."""
+    c = recipe.system.tokenizer
+    linguistic = jax.eval_shape(lambda: LinguisticTokenizer(c.linguistic, rngs=nnx.Rngs(0)))
+    semantic = jax.eval_shape(lambda: SemanticTokenizer(c.semantic, rngs=nnx.Rngs(0)))
+    return DualTokenizer.of(
+        c,
+        load_model(run_dir / "linguistic" / "linguistic.safetensors", linguistic),
+        load_model(run_dir / "semantic" / "semantic.safetensors", semantic),
+    )
+
+
+def tokenize(
+    tokenizer: DualTokenizer, wavs: Sequence[np.ndarray], vocab: Vocab, *, tail: float = 0.0, batch: int = 64
+) -> list[np.ndarray]:
+    """Woven ids of 16 kHz waveforms, ``tail`` seconds of silence appended to each."""
+    silence = np.zeros(round(tail * 16000), np.float32)
+    out: list[np.ndarray] = []
+    for start in range(0, len(wavs), batch):
+        padded = [np.concatenate([w, silence]) for w in wavs[start : start + batch]]
+        out += [weave_audio(c.linguistic, c.semantic, vocab) for c in tokenizer.encode(padded)]
+    return out
+
+
+def tokenize_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
+    """Audio ids of the questions, the answers and the answer voice, to ``tokenize/*.npz``."""
+    tokenizer, vocab = dual_tokenizer(recipe, run_dir), Vocab(recipe.system.vocab)
+    for name in ("questions", "answers", "voice"):
+        path, began = run_dir / "tokenize" / f"{name}.npz", time.monotonic()
+        if path.exists():
+            continue
+        spoken = clips(recipe, run_dir, name)
+        audio: list[np.ndarray] = []
+        for start in range(0, len(spoken), 256):
+            wavs = [spoken[i].wavs[16000] for i in range(start, min(start + 256, len(spoken)))]
+            audio += tokenize(tokenizer, wavs, vocab, tail=0.0 if name == "questions" else TAIL_SECONDS)
+            rate = len(audio) / (time.monotonic() - began)
+            say(f"[tokenize] {name} {len(audio)}/{len(spoken)}  {rate:.0f} utterances/s")
+        save_audio(path, audio)

@@ -1,0 +1,107 @@
+"""Training the decoder of a recipe: pretrain, then sft on the same tasks in other shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aqaa_jax.checkpoint.files import load_model, read_file, save_model
+from aqaa_jax.config import to_dict
+from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
+from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.tokens.vocab import Vocab
+from aqaa_jax.training import corpus
+from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
+from aqaa_jax.training.loop import train
+from aqaa_jax.training.stages.language import LanguageStage
+
+Say = Callable[[str], None]
+
+
+def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig) -> SpokenTasks:
+    """The tokenized corpus of a run as language-model tasks."""
+
+    def spoken(name: str) -> SpokenSet:
+        return SpokenSet(corpus.items(recipe, name), load_audio(run_dir / "tokenize" / f"{name}.npz"))
+
+    return SpokenTasks(
+        questions=spoken("questions"),
+        answers=spoken("answers"),
+        voice=spoken("voice"),
+        text=corpus.text_tokenizer(recipe, run_dir),
+        vocab=Vocab(recipe.system.vocab),
+        weave=recipe.system.weave,
+        code_noise=mix.code_noise,
+    )
+
+
+def codebook_rows(run_dir: Path, width: int) -> np.ndarray:
+    """``[linguistic + semantic, width]`` unit-variance rows: like-sounding codes start as like vectors.
+
+    Linguistic rows are principal components of the phone log-probabilities of the centroids beside those of the
+    centroids; semantic rows are principal components of the codebook.
+    """
+    linguistic = read_file(run_dir / "linguistic" / "linguistic.safetensors")["codebook.table"]
+    semantic = read_file(run_dir / "semantic" / "semantic.safetensors")["codebook.table"]
+    phones = np.load(run_dir / "linguistic" / "phone_logits.npy")
+    parts = [np.concatenate([_standard(np.asarray(linguistic)), _standard(np.maximum(phones, -6.0))], axis=1), semantic]
+    rows = []
+    for i, part in enumerate(parts):
+        components = _principal(_standard(np.asarray(part, np.float64)), width)
+        turn = np.linalg.qr(np.random.default_rng(i).normal(size=(width, width)))[0]
+        spread = components @ turn[: components.shape[1]]  # every component over all dimensions
+        rows.append(spread / spread.std())
+    return np.concatenate(rows).astype(np.float32)
+
+
+def _standard(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-6)
+
+
+def _principal(x: np.ndarray, width: int) -> np.ndarray:
+    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    return (u * s)[:, :width]
+
+
+def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
+    tasks = spoken_tasks(recipe, run_dir, mix)
+    plan = BucketPlan(
+        tasks.lengths(),
+        shares(to_dict(mix)),
+        tokens=stage_config.tokens,
+        steps=stage_config.loop.steps,
+        seed=stage_config.loop.seed,
+    )
+    start = rows = None
+    if name == "sft":
+        abstract = jax.eval_shape(lambda: Decoder(recipe.system.decoder, rngs=nnx.Rngs(0)))
+        start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract)
+    else:
+        rows = codebook_rows(run_dir, recipe.system.decoder.embed)
+    stage = LanguageStage(
+        name=name,
+        decoder=recipe.system.decoder,
+        vocab=recipe.system.vocab,
+        plan=plan,
+        examples=tasks.example,
+        seed=stage_config.loop.seed,
+        start=start,
+        audio_rows=rows,
+    )
+    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, log=say)
+    save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
+
+
+def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From random weights, audio embeddings from the codebooks: ``pretrain/decoder.safetensors``."""
+    _train(recipe, run_dir, "pretrain", recipe.pretrain, recipe.pretrain_mix, say)
+
+
+def train_sft(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From the pre-trained decoder: ``sft/decoder.safetensors``."""
+    _train(recipe, run_dir, "sft", recipe.sft, recipe.sft_mix, say)

@@ -1,0 +1,71 @@
+"""The last stage: everything a run trained, as one model folder with a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aqaa_jax.checkpoint.files import load_model
+from aqaa_jax.checkpoint.folder import write_folder
+from aqaa_jax.codec.tokenizer import LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.config import to_dict
+from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.training.config import RecipeConfig
+from aqaa_jax.version import __version__
+from aqaa_jax.vocoder.flow import Flow
+from aqaa_jax.vocoder.hift import Hift
+
+CARD = """# {name}
+
+A small spoken-question-answering model trained from nothing by aqaa_jax {version}: the modules of the full system
+at pocket size.
+
+- **Hears** short English questions of its own domain (sums and differences of 0-12, neighbours of numbers, weekdays
+  and months, opposites, capitals, colours, comparisons, repeat after me), optionally with a request to answer slowly,
+  quickly, in a high or in a low voice.
+- **Answers** with one short sentence, as text and as speech in one synthetic voice.
+- **Made of** synthetic speech only (espeak-ng). It has never heard a person: expect little from human recordings, and
+  nothing outside of the domain.
+- **Weights**: {parameters} parameters in float16 safetensors; `config.json` holds the configuration, the recipe with
+  its seeds, and the time each stage took.
+- **Made by**: `aqaa train --config=configs/pocket.py`; measured by `make pocket-eval`.
+"""
+
+
+def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
+    """``model/``: the folder that ``aqaa ask --model`` reads."""
+    c = recipe.system
+    builders = {
+        "linguistic": (lambda: LinguisticTokenizer(c.tokenizer.linguistic, rngs=nnx.Rngs(0)), "linguistic"),
+        "semantic": (lambda: SemanticTokenizer(c.tokenizer.semantic, rngs=nnx.Rngs(0)), "semantic"),
+        "decoder": (lambda: Decoder(c.decoder, rngs=nnx.Rngs(0)), "sft"),
+        "flow": (lambda: Flow(c.vocoder.flow, rngs=nnx.Rngs(0)), "flow"),
+        "hift": (lambda: Hift(c.vocoder.hift, rngs=nnx.Rngs(0)), "hift"),
+    }
+    parts = {
+        name: load_model(run_dir / stage / f"{name}.safetensors", jax.eval_shape(build))
+        for name, (build, stage) in builders.items()
+    }
+    parameters = sum(leaf.size for part in parts.values() for leaf in jax.tree.leaves(part))
+    spent = {p.parent.name: json.loads(p.read_text()) for p in sorted(run_dir.glob("*/done.json"))}
+    folder = run_dir / "model"
+    write_folder(
+        folder,
+        c,
+        parts,
+        (run_dir / "corpus" / "tokenizer.model").read_bytes(),
+        card=CARD.format(name=recipe.name, version=__version__, parameters=f"{parameters:,}"),
+        provenance={
+            "version": __version__,
+            "command": f"aqaa train --config=configs/{recipe.name}.py",
+            "recipe": {k: v for k, v in to_dict(recipe).items() if k != "system"},
+            "stages": spent,
+        },
+        dtype=jnp.float16,
+    )
+    say(f"[package] {parameters:,} parameters in {folder}")

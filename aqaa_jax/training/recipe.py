@@ -1,0 +1,82 @@
+"""The recipe: stages in order, each reading what the ones before it left in the run folder.
+
+A stage that has left its result is skipped, one that was interrupted goes on from its last checkpoint. Nothing here
+computes; it connects ``data``, ``stages`` and ``loop``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aqaa_jax.config import to_dict
+from aqaa_jax.training import corpus, language, package, tokenizers, vocoders
+from aqaa_jax.training.config import STAGES, RecipeConfig
+
+Say = Callable[[str], None]
+STEPS: dict[str, Callable[[RecipeConfig, Path, Say], None]] = {
+    "corpus": corpus.render_corpus,
+    "linguistic": tokenizers.train_linguistic,
+    "semantic": tokenizers.train_semantic,
+    "tokenize": corpus.tokenize_corpus,
+    "flow": vocoders.train_flow,
+    "hift": vocoders.train_hift,
+    "pretrain": language.train_pretrain,
+    "sft": language.train_sft,
+    "package": package.package,
+}
+
+
+def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str] | None = None) -> None:
+    """Run the stages of ``recipe`` (or ``only`` those named) in ``run_dir``.
+
+    Raises ``ValueError`` for an unknown stage, or when the folder was begun with another recipe.
+    """
+    run_dir = Path(run_dir)
+    for name in [*(only or ()), *recipe.stages]:
+        if name not in STAGES:
+            raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(STAGES)}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _same_recipe(recipe, run_dir)
+    for name in STAGES:
+        if name not in recipe.stages or (only and name not in only):
+            continue
+        done = run_dir / name / "done.json"
+        if done.exists():
+            _say(f"[{name}] already done ({done})")
+            continue
+        (run_dir / name).mkdir(parents=True, exist_ok=True)
+        clock, cpu = time.monotonic(), time.process_time()
+        STEPS[name](recipe, run_dir, _say)
+        spent = {"seconds": round(time.monotonic() - clock, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        _write(done, spent)
+        _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
+
+
+def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
+    """Write ``recipe.json``, or compare with the one there; which stages run may differ, nothing else."""
+    values = {k: v for k, v in to_dict(recipe).items() if k != "stages"}
+    path = run_dir / "recipe.json"
+    if not path.exists():
+        _write(path, values)
+        return
+    before = json.loads(path.read_text())
+    changed = sorted(k for k in values if values[k] != before.get(k) and (run_dir / k.removesuffix("_mix")).exists())
+    if changed:
+        raise ValueError(f"{path}: begun with other values of {', '.join(changed)}; choose another --run_dir")
+    _write(path, values)
+
+
+def _write(path: Path, values: Any) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""The partitioning layer is strict, and sharded numbers are the single-device numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aqaa_jax.nn.linear import Linear
+from aqaa_jax.nn.stack import scan, stack
+from aqaa_jax.sharding import axes, partition, rules
+from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.partition import constrain, init_sharded, partitioning, shard, to_spec
+
+MESH = (2, 2, 2)
+
+
+class Tower(nnx.Module):
+    def __init__(self, *, rngs):
+        self.enter = Linear(8, 16, (axes.EMBED, axes.MLP), rngs=rngs)
+        self.blocks = stack(lambda r: Linear(16, 16, (axes.EMBED, axes.MLP), rngs=r), 3, rngs)
+
+    def __call__(self, x_BD):
+        step = lambda x, block, _: (constrain(jnp.tanh(block(x)), axes.BATCH, axes.ACT_MLP), None)  # noqa: E731
+        return scan(step, self.enter(x_BD), self.blocks)[0]
+
+
+def build():
+    return Tower(rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", sorted(rules.STRATEGIES))
+def test_sharded_equals_single_device(name):
+    mesh, table = make_mesh(MESH), rules.strategy(name)
+    model, x_BD = build(), jax.random.normal(jax.random.key(1), (8, 8))
+    loss = lambda m, x: jnp.mean(jnp.square(m(x)))  # noqa: E731
+    value, grad = jax.value_and_grad(loss)(model, x_BD)
+    with partitioning(mesh, table):
+        value_s, grad_s = jax.jit(jax.value_and_grad(loss))(shard(model, mesh, table), x_BD)
+    np.testing.assert_allclose(value, value_s, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(grad_s), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_weights_are_born_sharded():
+    mesh, table = make_mesh(MESH), rules.strategy("fsdp_tensor")
+    kernel = init_sharded(build, mesh, table).blocks.kernel.get_value()
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert kernel.addressable_shards[0].data.shape == (3, 8, 8)
+    np.testing.assert_array_equal(kernel, build().blocks.kernel.get_value())
+
+
+@pytest.mark.parametrize(
+    "names, shape, message",
+    [
+        (("embed", "mpl"), (8, 8), "unknown logical axis 'mpl'"),
+        (("embed",), (8, 8), "name 1 dimensions"),
+        (("mlp", "heads"), (8, 8), "used twice"),
+        (("embed", "mlp"), (7, 8), "does not split evenly"),
+    ],
+)
+def test_mistakes_are_errors(names, shape, message):
+    with pytest.raises(ValueError, match=message):
+        to_spec(names, shape, make_mesh(MESH), rules.strategy("fsdp_tensor"), name="w")
+
+
+def test_every_strategy_names_every_axis():
+    for table in rules.STRATEGIES.values():
+        assert set(table) == set(axes.ALL_AXES)
+        assert {m for ms in table.values() for m in ms} <= set(rules.MESH_AXES)
+
+
+def test_constrain_is_the_identity_outside_of_a_context():
+    x = jnp.ones((3, 5))
+    assert constrain(x, "no such axis") is x
+
+
+def test_a_weight_without_axes_is_refused():
+    class Bare(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(3))
+
+    with pytest.raises(ValueError, match="declares no logical axes"):
+        partition.shardings(Bare(), make_mesh(MESH), rules.strategy("data"))
+
+
+def test_mesh_errors_name_the_shape():
+    with pytest.raises(ValueError, match="needs 64 devices"):
+        make_mesh((4, 4, 4))
+    with pytest.raises(ValueError, match="positive size"):
+        make_mesh((2, 2))
