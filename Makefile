@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fmt pocket pocket-eval bench clean
+.PHONY: help demo test test-all check fmt pocket pocket-eval clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,9 +46,6 @@ pocket: $(VENV)/base.stamp ## train the pocket model from nothing into runs/pock
 
 pocket-eval: $(VENV)/base.stamp ## judge the shipped model (or MODEL=dir) on held-out spoken questions
 	$(BIN)/aqaa pocket-eval $(if $(MODEL),--model $(MODEL)) --json $(OUT)/pocket_eval.json
-
-bench: ## speed against PyTorch peers, in an environment of their own
-	$(MAKE) -f bench.mk VENV=$(VENV) OUT=$(OUT)
 
 clean: ## remove environments and outputs
 	rm -rf $(VENV) .venv-* $(OUT) build *.egg-info

@@ -30,6 +30,7 @@ setup(
         "sentencepiece>=0.2.1,<0.3",
         "safetensors>=0.6,<1",
         "soundfile>=0.13,<0.15",
+        "soxr>=0.5,<2",
         "jaxtyping>=0.3.11,<0.4",
         "absl-py>=2",
         "matplotlib>=3.9,<4",

@@ -20,10 +20,15 @@ def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
     }
 
 
-def _language(steps: int, tokens: int, lr: float) -> dict:
+def _language(steps: int, tokens: int, lr: float, final_fraction: float) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 50, "save_every": 500, "ema_decay": 0.998},
-        "optimizer": {"peak_lr": lr, "warmup_steps": min(200, steps // 5), "weight_decay": 0.02},
+        "loop": {"steps": steps, "log_every": 25, "save_every": 100, "ema_decay": 0.998},
+        "optimizer": {
+            "peak_lr": lr,
+            "final_fraction": final_fraction,
+            "warmup_steps": min(100, steps // 5),
+            "weight_decay": 0.02,
+        },
         "tokens": tokens,
     }
 
@@ -58,7 +63,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
                         "mel_mean": -5.0,
                         "mel_std": 2.5,
                         "encoder": {"embed": 128, "heads": 4, "mlp": 384, "layers": 2},
-                        "estimator": {"channels": (96, 96), "heads": 2, "head_dim": 32, "blocks": 1, "mid_blocks": 2},
+                        "estimator": {"channels": (64, 64), "heads": 2, "head_dim": 32, "blocks": 1, "mid_blocks": 2},
                     },
                     "hift": {"channels": 64, "f0_channels": 64},
                 },
@@ -67,12 +72,30 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "corpus": {"codec_utterances": 6000, "voice_utterances": 1500, "questions": 16000},
             "linguistic": _stage(1100, 32, 48, 2e-3),
             "semantic": _stage(1200, 32, 72, 2e-3),
-            "flow": _stage(1200, 16, 124, 1e-3, ema_decay=0.995),
-            "hift": _stage(1200, 12, 32, 1e-3, ema_decay=0.995),
-            "pretrain": _language(3000, 4096, 2e-3),
-            "pretrain_mix": {"asr": 3.0, "tts": 1.0, "tqtaa": 2.0, "aqta": 0.0, "aqtaa": 2.0},
-            "sft": _language(9000, 4096, 1.5e-3),
-            "sft_mix": {"asr": 1.0, "tts": 0.5, "tqtaa": 1.0, "aqta": 0.5, "aqtaa": 5.0},
+            "flow": _stage(800, 12, 134, 2e-3, ema_decay=0.99),
+            "hift": _stage(900, 8, 32, 1.5e-3, ema_decay=0.99),
+            "pretrain": _language(500, 4096, 2e-3, 0.5),
+            "pretrain_mix": {"asr": 4.0, "tts": 1.0, "tqtaa": 3.0, "aqta": 0.0, "aqtaa": 2.0},
+            "sft": _language(1500, 4096, 2e-3, 0.02),
+            "sft_mix": {"asr": 1.5, "tts": 0.3, "tqtaa": 1.0, "aqta": 0.5, "aqtaa": 5.0},
         }
     )
+    if arg == "smoke":
+        _shrink(config)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """The whole recipe in a few minutes, at a size that learns nothing."""
+    config.corpus.update({"codec_utterances": 300, "voice_utterances": 60, "questions": 200})
+    tokenizer = config.system.tokenizer
+    tokenizer.linguistic.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 2})
+    tokenizer.semantic.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 1})
+    config.system.decoder.update({"embed": 32, "mlp": 64, "heads": 2, "kv_heads": 1, "head_dim": 16, "layers": 2})
+    config.system.vocoder.flow.encoder.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 1})
+    config.system.vocoder.flow.estimator.update({"channels": (32, 32), "head_dim": 16, "mid_blocks": 1})
+    config.system.vocoder.hift.update({"channels": 16, "f0_channels": 16})
+    for stage in ("linguistic", "semantic", "flow", "hift", "pretrain", "sft"):
+        config[stage].loop.steps = 12
+        config[stage].loop.log_every = 6
+        config[stage].optimizer.warmup_steps = 3

@@ -46,7 +46,7 @@ OWNERS = {  # foreign module -> the only part that may import it
 }
 TOKENS_MAY_IMPORT = {"numpy", "sentencepiece", PACKAGE} | sys.stdlib_module_names
 SAFETENSORS_WRITERS = {"save", "save_file", "serialize", "serialize_file"}
-MESH_NAMES = {"PartitionSpec", "AxisType", "MESH_AXES", "FSDP", "TENSOR", "make_jax_mesh"}
+MESH_NAMES = {"PartitionSpec", "AxisType", "MESH_AXES", "FSDP", "TENSOR"}
 MESH_WORDS = {"fsdp", "tensor"}
 FILE_LINES, FUNCTION_LINES = 300, 60
 # "path: rule" -> why. Keep it short.
@@ -106,8 +106,8 @@ def check_mesh(part, tree):
         if isinstance(node, ast.ImportFrom):
             named = {alias.name for alias in node.names} & MESH_NAMES
         elif isinstance(node, ast.Attribute):
-            dotted = ast.unparse(node)
-            named = {node.attr} & MESH_NAMES | ({dotted} & {"jax.make_mesh", "jax.sharding.Mesh"})
+            of_jax = isinstance(node.value, ast.Name) and node.value.id == "jax"
+            named = {node.attr} & (MESH_NAMES | {"make_mesh"} if of_jax else MESH_NAMES)
         else:
             named = {node.value} & MESH_WORDS if isinstance(node, ast.Constant) and isinstance(node.value, str) else ()
         for name in named:
@@ -145,7 +145,8 @@ def test_module_keeps_the_rules(path):
 
 
 def test_no_stale_exception():
-    found = {v for m in modules() for v in violations(m.relative_to(ROOT / PACKAGE).as_posix(), m.read_text())}
+    paths = {exception.split(":")[0] for exception in EXCEPTIONS}
+    found = {v for path in paths for v in violations(path, (ROOT / PACKAGE / path).read_text(encoding="utf-8"))}
     assert set(EXCEPTIONS) <= found
 
 
@@ -167,6 +168,7 @@ PLANTED = [
     ("nn/mlp.py", "from . import norm", "relative import"),
     ("training/step.py", "from jax.sharding import PartitionSpec as P", "spells the mesh"),
     ("training/step.py", "import jax\nspec = jax.sharding.PartitionSpec()", "spells the mesh"),
+    ("training/step.py", "import jax\nmesh = jax.make_mesh((1,), ('d',))", "spells the mesh"),
     ("training/step.py", "axis = mesh.shape['fsdp']", "spells the mesh"),
     ("nn/mlp.py", "x = 1\n" * 301, "301 lines"),
     ("nn/mlp.py", "def long():\n" + "    x = 1\n" * 60, "function long has 61 lines"),
@@ -191,12 +193,18 @@ def test_allowed_imports_pass():
         assert violations(path, text) == []
 
 
+def run_without_devices(code):
+    """Run ``code`` with a platform that does not exist: any use of a device fails."""
+    env = os.environ | {"JAX_PLATFORMS": "none_such", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
+
+
 def test_importing_any_module_touches_no_device():
-    """With a platform that does not exist, any use of a device while importing fails."""
     names = [m.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for m in modules()]
     names = [n.removesuffix(".__init__") for n in names if not n.endswith("__main__")]
-    code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
-    code += "\nfrom jax._src import xla_bridge\nassert not xla_bridge._backends, 'a device was started'"
-    env = os.environ | {"JAX_PLATFORMS": "none_such", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
+    done = run_without_devices(f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_planted_device_is_found():
+    assert "none_such" in run_without_devices("import jax.numpy as jnp\nx = jnp.zeros(3)").stderr

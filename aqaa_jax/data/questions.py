@@ -88,6 +88,11 @@ def unseen_numbers() -> tuple[str, ...]:
     return tuple(number_words(n) for n in range(41, 100))
 
 
+def unseen_number_sentences() -> tuple[str, ...]:
+    """``unseen_numbers()`` in the answer sentence of numbers: what resynthesis is judged on (a closed set of 59)."""
+    return tuple(ANSWERS["number"].format(a="", b=number) for number in unseen_numbers())
+
+
 @functools.cache
 def questions() -> tuple[Question, ...]:
     """All questions of the domain in a fixed order."""

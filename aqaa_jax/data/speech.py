@@ -1,8 +1,4 @@
-"""Speech with phone labels as training arrays for the tokenizers.
-
-Labels come from the synthesiser's own phone events, at ``LABEL_RATE`` frames per second: id 0 is silence (and the
-CTC blank), the rest index a fixed inventory.
-"""
+"""Speech with phone labels as training arrays for the tokenizers; the labels are the synthesiser's own phone events."""
 
 from __future__ import annotations
 
@@ -11,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-LABEL_RATE = 50
-UNKNOWN = -1  # a frame label that carries no loss
+from aqaa_jax.data.phones import frame_labels, phone_sequence
+
+LABEL_RATE = 50  # label frames per second
+UNKNOWN = -1  # a frame label that carries no loss: padding
 
 
 class Labelled(NamedTuple):
@@ -23,32 +21,12 @@ class Labelled(NamedTuple):
     phones: np.ndarray
 
 
-def inventory(sequences: Sequence[Sequence[tuple[str, float]]]) -> list[str]:
-    """Sorted phone names of a set, with '' (silence, blank) in front."""
-    return ["", *sorted({name for phones in sequences for name, _ in phones if name})]
-
-
-def label(phones: Sequence[tuple[str, float]], seconds: float, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Frame labels at ``LABEL_RATE`` and the phone sequence of one utterance, as ids of ``names``.
-
-    A frame takes the phone at its centre; a phone missing from ``names`` is ``UNKNOWN`` in the frames and left out
-    of the sequence.
-    """
-    index = {name: i for i, name in enumerate(names)}
-    starts = np.array([start for _, start in phones])
-    ids = np.array([index.get(name, UNKNOWN) for name, _ in phones], np.int16)
-    centres = (np.arange(int(seconds * LABEL_RATE)) + 0.5) / LABEL_RATE
-    at = np.searchsorted(starts, centres, side="right") - 1
-    frames = np.where(at >= 0, ids[np.maximum(at, 0)] if len(ids) else 0, 0).astype(np.int16)
-    return frames, ids[ids > 0]
-
-
-def labelled(
-    clips: Sequence, extract: Callable[[np.ndarray], np.ndarray], names: Sequence[str], rate: int = 16000
-) -> list[Labelled]:
+def labelled(clips: Sequence, extract: Callable[[np.ndarray], np.ndarray], rate: int = 16000) -> list[Labelled]:
     """Features and labels of rendered clips (``rendering.Clips``); ``extract`` maps a waveform to [T, M]."""
     out = []
     for clip in clips:
-        frames, phones = label(clip.phones, clip.seconds, names)
-        out.append(Labelled(extract(clip.wavs[rate]).astype(np.float16), frames, phones))
+        frames = frame_labels(clip.phones, int(clip.seconds * LABEL_RATE), LABEL_RATE)
+        phones = phone_sequence(clip.phones)
+        features = extract(clip.wavs[rate]).astype(np.float16)
+        out.append(Labelled(features, frames.astype(np.int16), phones.astype(np.int16)))
     return out

@@ -90,15 +90,36 @@ class Decoder(nnx.Module):
         c = self.config
         return empty_cache(c.layers, batch, capacity, c.kv_heads, c.head_dim, jnp.dtype(c.dtype))
 
+    def unrolled(self) -> Decoder:
+        """The same model with its layers held apart, for inference; it takes as much memory again.
+
+        A scan copies every layer's weights out of the stack for each token; on CPU, where one token costs little
+        more than reading the weights, decoding is several times faster without. Names of weights
+        differ (``blocks.0.…``), so this form is not for checkpoints.
+        """
+        copy = jax.tree.map(lambda x: x, self)
+        copy.blocks = nnx.List([_layer(self.blocks, i) for i in range(self.config.layers)])
+        return copy
+
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:
         x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
         return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
+
+    def _over_layers(self, step: Any, carry: Any, remat: bool = False) -> tuple[Any, Any]:
+        """``carry, y = step(carry, block, layer)`` over the layers, scanned or, if unrolled, one by one."""
+        if not isinstance(self.blocks, nnx.List):
+            return scan(step, carry, self.blocks, jnp.arange(self.config.layers), remat=remat)
+        ys = []
+        for layer, block in enumerate(self.blocks):
+            carry, y = step(carry, block, layer)
+            ys.append(y)
+        return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
     def _blocks(self, x_BLD: jax.Array, distance_BLS: jax.Array, keep_inputs: bool = False) -> tuple[Any, Any]:
         def step(x_BLD, block, _):
             return block(x_BLD, distance_BLS)[0], x_BLD if keep_inputs else None
 
-        return scan(step, x_BLD, self.blocks, remat=self.config.remat)
+        return self._over_layers(step, x_BLD, remat=self.config.remat)
 
     def _continue(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array | None, cache: KVCache) -> tuple[Any, KVCache]:
         L, capacity = tokens_BL.shape[1], cache.k.shape[2]
@@ -113,7 +134,7 @@ class Decoder(nnx.Module):
             return (x_BLD, after.k, after.v), None
 
         carry = (self._embed(tokens_BL), cache.k, cache.v)
-        (x_BLD, k, v), _ = scan(step, carry, self.blocks, jnp.arange(self.config.layers))
+        (x_BLD, k, v), _ = self._over_layers(step, carry)
         added_B = L if real_BL is None else jnp.sum(real_BL, axis=1, dtype=jnp.int32)
         return self.norm(x_BLD), KVCache(k, v, cache.length_B + added_B)
 
@@ -128,3 +149,10 @@ def _distance(
             else segment_positions(segment_ids_BL)
         )
     return causal_distance(positions_BL, positions_BL, segment_ids_BL, segment_ids_BL)
+
+
+def _layer(blocks: Block, layer: int) -> Block:
+    def one(leaf: nnx.Variable) -> nnx.Variable:
+        return leaf.replace(leaf.get_value()[layer], axes=leaf.get_metadata()["axes"][1:])
+
+    return jax.tree.map(one, blocks, is_leaf=lambda x: isinstance(x, nnx.Variable))

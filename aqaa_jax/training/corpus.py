@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from aqaa_jax.codec.tokenizer import DualTokenizer, LinguisticTokenizer, Semanti
 from aqaa_jax.data import corpus
 from aqaa_jax.data.questions import questions, training_questions
 from aqaa_jax.data.rendering import Clips, render
-from aqaa_jax.data.speech import inventory
 from aqaa_jax.data.tasks import save_audio
 from aqaa_jax.data.words import general_text
 from aqaa_jax.tokens.interleave import weave_audio
@@ -64,17 +62,12 @@ def clips(recipe: RecipeConfig, run_dir: Path, name: str, say: Callable[[str], N
 
 
 def render_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
-    """Render every set, fix the phone inventory, train the text tokenizer."""
-    rendered = {name: clips(recipe, run_dir, name, say) for name in SETS}
-    names = inventory([c.phones for c in rendered["codec"]] + [c.phones for c in rendered["answers"]])
-    (run_dir / "corpus" / "phones.json").write_text(json.dumps(names, ensure_ascii=False) + "\n")
+    """Render every set and train the text tokenizer."""
+    for name in SETS:
+        clips(recipe, run_dir, name, say)
     train_pocket(
         _texts(recipe), run_dir / "corpus" / "tokenizer.model", Vocab(recipe.system.vocab), size=recipe.text_pieces
     )
-
-
-def phone_names(run_dir: Path) -> list[str]:
-    return json.loads((run_dir / "corpus" / "phones.json").read_text())
 
 
 def text_tokenizer(recipe: RecipeConfig, run_dir: Path) -> TextTokenizer:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from aqaa_jax.checkpoint.files import save_model
 from aqaa_jax.codec.tokenizer import LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.data.phones import phone_inventory
 from aqaa_jax.data.speech import Labelled, labelled
 from aqaa_jax.dsp import fbank, mel, wav
 from aqaa_jax.training import corpus
@@ -29,8 +30,7 @@ def _data(
     recipe: RecipeConfig, run_dir: Path, extract: Callable[[np.ndarray], np.ndarray], length: int, say: Say
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Training and held-out utterances of at most ``length`` feature frames."""
-    names = corpus.phone_names(run_dir)
-    sets = {name: labelled(corpus.clips(recipe, run_dir, name), extract, names) for name in (*HEARD, "held_out_speech")}
+    sets = {name: labelled(corpus.clips(recipe, run_dir, name), extract) for name in (*HEARD, "held_out_speech")}
     everything = [u for name in HEARD for u in sets[name]]
     usable = [u for u in everything if len(u.features) <= length]
     say(f"{len(usable)} of {len(everything)} utterances have at most {length} frames")
@@ -46,7 +46,7 @@ def train_linguistic(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     frames = np.concatenate([u.features[::4] for u in train_set]).astype(np.float32)
     stage = LinguisticStage(
         config=config,
-        phones=len(corpus.phone_names(run_dir)),
+        phones=len(phone_inventory()),
         train=train_set,
         held_out=held_out,
         rows=stage_config.batch,
@@ -77,7 +77,7 @@ def train_semantic(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     train_set, held_out = _data(recipe, run_dir, extract, stage_config.length * stride, say)
     stage = SemanticStage(
         config=config,
-        phones=len(corpus.phone_names(run_dir)),
+        phones=len(phone_inventory()),
         train=train_set,
         held_out=held_out,
         rows=stage_config.batch,

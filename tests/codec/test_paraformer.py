@@ -33,20 +33,20 @@ whole = jnp.array([T, T, T])
 
 
 def test_a_frame_never_sees_a_later_chunk(encoder, feats_BTM):
-    changed = feats_BTM.at[:, 13].add(1.0)
+    changed = feats_BTM.at[:, 13].multiply(-1.0)
     gap_T = np.abs(encode(encoder, feats_BTM, whole) - encode(encoder, changed, whole)).max(axis=(0, 2))
     assert not gap_T[:12].any(), "earlier chunks must not move at all"
     assert (gap_T[12:16] > 1e-5).all(), "a chunk sees all of itself"
 
 
 def test_look_back_is_finite(encoder, feats_BTM):
-    """A frame reaches later chunks through overlap and look-back only, layer by layer."""
-    changed = feats_BTM.at[:, 0].add(1.0)
+    """A frame reaches later chunks through overlap and look-back only, one look-back further with each layer."""
+    changed = feats_BTM.at[:, 0].multiply(-1.0)
     gap_T = np.abs(encode(encoder, feats_BTM, whole) - encode(encoder, changed, whole)).max(axis=(0, 2))
     assert (gap_T[:24] > 0).all()
     one = LinguisticEncoder(dataclasses.replace(CONFIG, layers=2, look_back=1), rngs=nnx.Rngs(0))
     gap_T = np.abs(encode(one, feats_BTM, whole) - encode(one, changed, whole)).max(axis=(0, 2))
-    assert (gap_T[:8] > 0).all() and not gap_T[20:].any()
+    assert (gap_T[:16] > 0).all() and not gap_T[16:].any()
 
 
 def test_padding_changes_nothing(encoder, feats_BTM):

@@ -43,7 +43,7 @@ def test_speech_is_float_and_phones_lie_inside_it(speeches):
         assert 0.1 < np.abs(speech.wav).max() <= 1.0
         starts = [start for _, start in speech.phones]
         assert starts == sorted(starts)
-        assert 0 <= starts[0] and starts[-1] <= len(speech.wav)
+        assert starts[0] >= 0 and starts[-1] <= len(speech.wav)
 
 
 def test_phones_start_where_they_sound():

@@ -17,6 +17,7 @@ from aqaa_jax.data.questions import (
     questions,
     styled,
     training_questions,
+    unseen_number_sentences,
     unseen_numbers,
 )
 
@@ -122,3 +123,5 @@ def test_styles_are_asked_for_in_front_or_behind():
 def test_unseen_numbers():
     assert len(unseen_numbers()) == 59
     assert (unseen_numbers()[0], unseen_numbers()[-1]) == ("forty one", "ninety nine")
+    assert unseen_number_sentences()[0] == "The number forty one is correct."
+    assert set(unseen_number_sentences()).isdisjoint(answers())

@@ -53,7 +53,7 @@ def test_a_frame_depends_on_its_own_samples_only():
 
 
 def test_stacks_are_the_frames_of_the_filter_bank():
-    wav = noise(16000)
+    wav = noise(18000)
     frames = fbank.fbank(wav, CONFIG)
     stacks = fbank.lfr(wav, CONFIG).reshape(-1, 7, 80)
     assert np.array_equal(stacks[0], frames[[0, 0, 0, 0, 1, 2, 3]])

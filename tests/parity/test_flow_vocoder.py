@@ -38,11 +38,8 @@ def close(ours, golden, tolerance):
 def inputs(g):
     """Tokens, both lengths, speaker and prompt of a golden ``inference`` call."""
     tokens = np.concatenate([g["prompt_token"], g["token"]], axis=1).astype(np.int32)
-    prompt = Prompt(
-        np.array([g["prompt_token"].shape[1]]),
-        g["prompt_feat"].astype(np.float32),
-        np.array([g["prompt_feat"].shape[1]]),
-    )
+    mel = g["prompt_feat"].astype(np.float32)
+    prompt = Prompt(np.array([g["prompt_token"].shape[1]]), mel, np.array([mel.shape[1]]))
     return tokens, np.array([tokens.shape[1]]), np.array([g["noise"].shape[2]]), g["embedding"], prompt
 
 

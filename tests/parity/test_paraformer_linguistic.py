@@ -20,6 +20,9 @@ from aqaa_jax.dsp import fbank
 pytestmark = pytest.mark.parity
 FOLDER = "paraformer_linguistic/"
 WAVES = ["chirp", "speech"]
+codes_of = jax.jit(lambda model, frames, lengths: model(frames, lengths))
+encode = jax.jit(lambda model, feats, lengths: model.encoder(feats, lengths))
+windows_of = jax.jit(lambda model, feats, lengths: model.encoder.windows(feats, lengths))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,24 @@ def test_conversion_is_exact_both_ways(golden, model):
     assert np.array_equal(model.codebook.table[...], np.load(golden(FOLDER + "linguistic_tokenizer.npy")))
 
 
+def test_conversion_names_what_is_wrong(golden, model, tmp_path):
+    state, config = load_file(golden(FOLDER + "model.safetensors")), model.config
+    files = {"cmvn": paraformer.read_cmvn(golden(FOLDER + "am.mvn")), "codebook": np.asarray(model.codebook.table[...])}
+    name = "encoder.encoders.1.self_attn.linear_out.bias"
+    with pytest.raises(ValueError, match=f"{name}' is missing"):
+        paraformer.from_upstream({k: v for k, v in state.items() if k != name}, config, **files)
+    with pytest.raises(ValueError, match=r"unknown tensor 'encoder\.extra'"):
+        paraformer.from_upstream({**state, "encoder.extra": np.zeros(1)}, config, **files)
+    text = tmp_path / "am.mvn"
+    text.write_text(paraformer.cmvn_text(*files["cmvn"]))
+    assert all(np.array_equal(a, b) for a, b in zip(paraformer.read_cmvn(text), files["cmvn"], strict=True))
+    text.write_text("<Nnet>")
+    with pytest.raises(ValueError, match="no <AddShift> vector"):
+        paraformer.read_cmvn(text)
+    with pytest.raises(FileNotFoundError, match="has no config"):
+        paraformer.read_folder(tmp_path)
+
+
 @pytest.mark.parametrize("wave", WAVES)
 def test_filter_bank_and_features(golden, model, wave):
     wav, data = golden("audio/waveforms.npz")[wave], golden(FOLDER + f"{wave}.npz")
@@ -67,10 +88,10 @@ def test_filter_bank_and_features(golden, model, wave):
 def test_encoder_tokens_and_margins(golden, model, wave):
     data = golden(FOLDER + f"{wave}.npz")
     feats_BTM, lengths_B = jnp.asarray(data["feats"][None]), jnp.array([len(data["feats"])])
-    out = np.asarray(model.encoder(feats_BTM, lengths_B))[0]
+    out = np.asarray(encode(model, feats_BTM, lengths_B))[0]
     assert np.abs(out - data["enc_out"]).max() < 1e-4
     assert np.abs(out - data["enc_out_fp64"]).max() < 1e-4
-    windows = np.asarray(model.encoder.windows(feats_BTM, lengths_B))[0]
+    windows = np.asarray(windows_of(model, feats_BTM, lengths_B))[0]
     for p, expected in enumerate(data["enc_window"]):
         real = ~np.isnan(expected[:, 0])
         assert real.sum() == model.config.overlap + data["chunk_frames"][p]
@@ -86,7 +107,7 @@ def test_encoder_tokens_and_margins(golden, model, wave):
 def test_waveform_to_tokens_at_once_and_streamed(golden, model, wave):
     wav, data = golden("audio/waveforms.npz")[wave], golden(FOLDER + f"{wave}.npz")
     frames = model.features(wav)
-    codes = np.asarray(model(jnp.asarray(frames[None]), jnp.array([len(frames)])))[0]
+    codes = np.asarray(codes_of(model, jnp.asarray(frames[None]), jnp.array([len(frames)])))[0]
     check_tokens(codes, data)
     streamed, counts, state, hop = [], [], model.start(), fbank.sizes(model.config)[2]
     for i in range(0, len(wav), hop):
@@ -111,9 +132,9 @@ def test_dither(golden, model):
     frames = fbank.lfr(wav, model.config, data["noise"])
     feats = model.encoder.normalise(jnp.asarray(frames))
     assert np.abs(feats - data["feats"]).max() < 3e-3
-    out = np.asarray(model.encoder(jnp.asarray(data["feats"][None]), jnp.array([len(frames)])))[0]
+    out = np.asarray(encode(model, jnp.asarray(data["feats"][None]), jnp.array([len(frames)])))[0]
     assert np.abs(out - data["enc_out"]).max() < 1e-4
-    check_tokens(np.asarray(model(jnp.asarray(frames[None]), jnp.array([len(frames)])))[0], data)
+    check_tokens(np.asarray(codes_of(model, jnp.asarray(frames[None]), jnp.array([len(frames)])))[0], data)
     state, at, hop, pieces = fbank.start(model.config), 0, fbank.sizes(model.config)[2], []
     for i, n in enumerate(data["frames_per_call"]):
         piece = wav[i * hop : (i + 1) * hop]

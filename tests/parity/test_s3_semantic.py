@@ -19,6 +19,8 @@ from aqaa_jax.dsp.mel import whisper_log_mel
 pytestmark = pytest.mark.parity
 FOLDER = "s3_semantic/"
 WAVES = ["chirp", "speech"]
+codes_of = jax.jit(lambda model, mel, lengths: model(mel, lengths))
+encode = jax.jit(lambda model, mel, lengths: model.encoder(mel, lengths))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,20 @@ def test_conversion_is_exact_both_ways(golden, model):
         assert close, name
 
 
+def test_conversion_names_what_is_wrong(golden, model):
+    state = load_file(golden(FOLDER + "model.safetensors"))
+    name = "encoder.blocks.1.mlp.2.weight"
+    with pytest.raises(ValueError, match=f"{name}' is missing"):
+        s3.from_upstream({k: v for k, v in state.items() if k != name}, model.config)
+    with pytest.raises(ValueError, match="unknown tensor 'extra'"):
+        s3.from_upstream({**state, "extra": np.zeros(1)}, model.config)
+    shifted = {**state, "encoder.positional_embedding": state["encoder.positional_embedding"] + 1.0}
+    with pytest.raises(ValueError, match="differs from the usual sinusoids by 1"):
+        s3.from_upstream(shifted, model.config)
+    with pytest.raises(ValueError, match="speech_tokenizer_v1'"):
+        s3.config_from_upstream({"name": "speech_tokenizer_v1"})
+
+
 @pytest.mark.parametrize("wave", WAVES)
 def test_log_mel(golden, wave):
     mel_TM = whisper_log_mel(golden("audio/waveforms.npz")[wave])
@@ -55,21 +71,21 @@ def test_log_mel(golden, wave):
 def test_encoder_codes_and_margins(golden, model, wave):
     data = golden(FOLDER + f"{wave}.npz")
     mel_BTM = jnp.asarray(data["log_mel"].T[None])
-    out_TD = np.asarray(model.encoder(mel_BTM, jnp.array([mel_BTM.shape[1]])))[0]
+    out_TD = np.asarray(encode(model, mel_BTM, jnp.array([mel_BTM.shape[1]])))[0]
     assert out_TD.shape == data["encoder_out"].shape
     assert np.abs(out_TD - data["encoder_out"]).max() < 1e-4
     codes, distances = nearest(l2_normalise(jnp.asarray(data["encoder_out"])), model.codebook.table[...])
     check_codes(np.asarray(codes), data["codes"], data["margins"])
     two = np.sort(np.asarray(distances), axis=-1)[:, :2]
     assert np.abs(two[:, 1] - two[:, 0] - data["margins"]).max() < 1e-4
-    check_codes(np.asarray(model(mel_BTM, jnp.array([mel_BTM.shape[1]])))[0], data["codes"], data["margins"])
+    check_codes(np.asarray(codes_of(model, mel_BTM, jnp.array([mel_BTM.shape[1]])))[0], data["codes"], data["margins"])
 
 
 @pytest.mark.parametrize("wave", WAVES)
 def test_waveform_to_codes(golden, model, wave):
     data = golden(FOLDER + f"{wave}.npz")
     (mel_TM,) = model.features(golden("audio/waveforms.npz")[wave])
-    codes = np.asarray(model(jnp.asarray(mel_TM[None]), jnp.array([len(mel_TM)])))[0]
+    codes = np.asarray(codes_of(model, jnp.asarray(mel_TM[None]), jnp.array([len(mel_TM)])))[0]
     check_codes(codes, data["codes"], data["margins"])
 
 
@@ -80,7 +96,7 @@ def test_batch_of_unequal_lengths(golden, model):
     longest = max(len(m) for m in mels)
     padded = jnp.asarray(np.stack([np.pad(m, ((0, longest - len(m)), (0, 0))) for m in mels]))
     lengths = jnp.asarray(data["mel_lengths"])
-    out, codes = model.encoder(padded, lengths), model(padded, lengths)
+    out, codes = encode(model, padded, lengths), codes_of(model, padded, lengths)
     assert np.array_equal(count_vectors(data["mel_lengths"]), data["code_lengths"])
     for row, (wave, n) in enumerate(zip(WAVES, data["code_lengths"], strict=True)):
         assert np.abs(out[row, :n] - data["encoder_out"][row, :n]).max() < 1e-4

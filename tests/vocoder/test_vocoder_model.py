@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.vocoder.flow import mel_frames
@@ -13,17 +12,17 @@ from aqaa_jax.vocoder.model import Vocoder, bucket
 
 
 @pytest.fixture(scope="module")
-def vocoder():
+def vocoder(tiny):
     return Vocoder.of(tiny.VOCODER, tiny.flow(), tiny.hift())
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows(tiny):
     rng = np.random.default_rng(0)
     return [rng.integers(0, tiny.FLOW.vocab, n) for n in (9, 5, 0)]
 
 
-def test_lengths_and_types(vocoder, rows):
+def test_lengths_and_types(tiny, vocoder, rows):
     wavs = vocoder.synthesize(rows, key=jax.random.key(0))
     assert [w.shape for w in wavs] == [(mel_frames(len(r), tiny.FLOW) * 256,) for r in rows]
     assert all(w.dtype == np.float32 and np.isfinite(w).all() for w in wavs)
@@ -39,14 +38,14 @@ def test_same_key_same_waveform_and_batched_is_single(vocoder, rows):
     np.testing.assert_allclose(single[0], wavs[0], atol=1e-4)
 
 
-def test_longer_neighbour_changes_nothing(vocoder, rows):
+def test_longer_neighbour_changes_nothing(tiny, vocoder, rows):
     """The bucket grows with the longest row; the first row keeps its noise and its samples."""
     alone = vocoder.synthesize(rows[:1], key=jax.random.key(0))
     long = np.arange(30) % tiny.FLOW.vocab
     np.testing.assert_allclose(vocoder.synthesize([rows[0], long], key=jax.random.key(0))[0], alone[0], atol=1e-4)
 
 
-def test_prompt_and_speaker_matter_and_are_not_in_the_answer(vocoder, rows):
+def test_prompt_and_speaker_matter_and_are_not_in_the_answer(tiny, vocoder, rows):
     key = jax.random.key(0)
     plain = vocoder.synthesize(rows[:1], key=key)[0]
     prompt = {"prompt_tokens": np.arange(6), "prompt_mel": tiny.array(11, tiny.MELS)}
@@ -61,7 +60,7 @@ def test_nothing_to_say(vocoder):
     assert [w.size for w in vocoder.synthesize([np.zeros(0, int)], key=jax.random.key(0))] == [0]
 
 
-def test_errors_name_the_value(vocoder):
+def test_errors_name_the_value(tiny, vocoder):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="audio token 40"):
         vocoder.synthesize([np.array([1, 40])], key=key)

@@ -1,7 +1,10 @@
 """Vocoder parts of toy size with every weight random: a zero bias would hide a leak of padding."""
 
+import sys
+
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from aqaa_jax.config import EstimatorConfig, FlowConfig, FlowEncoderConfig, HiftConfig, MelConfig, VocoderConfig
@@ -51,10 +54,16 @@ def hift() -> Hift:
 
 
 def flow_inputs(rows=4):
-    """Tokens, lengths, speaker, noise and prompt of a padded batch; row 0 is the longest and full, row 1 has no prompt."""
+    """Tokens, lengths, speaker, noise and prompt of a padded batch; row 0 is full, row 1 has no prompt."""
     rng = np.random.default_rng(0)
     token_lengths = np.array([12, 7, 9, 10])[:rows]
     mel_lengths = np.array([23, 14, 17, 19])[:rows]
     prompt = Prompt(np.array([4, 0, 3, 5])[:rows], array(rows, 7, MELS, seed=1), np.array([7, 0, 5, 6])[:rows])
     tokens = rng.integers(0, FLOW.vocab, (rows, 12)).astype(np.int32)
     return tokens, token_lengths, mel_lengths, array(rows, 6, seed=2), array(rows, 23, MELS, seed=3), prompt
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """This module: fixtures reach it under every import mode of pytest."""
+    return sys.modules[__name__]

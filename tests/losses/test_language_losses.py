@@ -1,0 +1,72 @@
+"""Masked sums, cross-entropy and DPO at their edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aqaa_jax.losses.cross_entropy import cross_entropy, token_log_probs
+from aqaa_jax.losses.dpo import dpo
+from aqaa_jax.losses.masked import masked_sum_count, mean
+
+
+def test_masked_sum_ignores_what_is_left_out():
+    values = jnp.asarray([1.0, jnp.nan, 3.0, jnp.inf])
+    total, count = masked_sum_count(values, jnp.asarray([1.0, 0.0, 0.5, 0.0]))
+    assert total == 2.5 and count == 1.5
+    with pytest.raises(ValueError, match="shape"):
+        masked_sum_count(jnp.ones((2, 3)), jnp.ones((2, 1)))
+
+
+def test_mean_of_nothing_is_zero_without_gradient():
+    value, grad = jax.value_and_grad(lambda x: mean(*masked_sum_count(x, jnp.zeros(3))))(jnp.ones(3))
+    assert value == 0 and not np.asarray(grad).any()
+
+
+def test_cross_entropy_adds_up_and_is_float32():
+    logits = jax.random.normal(jax.random.key(0), (4, 5, 7))
+    targets = jax.random.randint(jax.random.key(1), (4, 5), 0, 7)
+    mask = jnp.arange(20).reshape(4, 5) % 3 > 0
+    whole = cross_entropy(logits, targets, mask)
+    parts = [cross_entropy(logits[i : i + 2], targets[i : i + 2], mask[i : i + 2]) for i in (0, 2)]
+    np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
+    expected = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(whole[0], expected[mask].sum(), rtol=1e-6)
+    assert cross_entropy(logits.astype(jnp.bfloat16), targets, mask)[0].dtype == jnp.float32
+
+
+def test_masked_targets_have_no_gradient_whatever_they_are():
+    logits = jax.random.normal(jax.random.key(0), (1, 3, 5))
+    targets = jnp.asarray([[2, -100, 99]])
+    mask = jnp.asarray([[1, 0, 0]])
+    grad = jax.grad(lambda x: cross_entropy(x, targets, mask)[0])(logits)
+    assert np.isfinite(grad).all() and not np.asarray(grad[:, 1:]).any() and np.asarray(grad[:, 0]).any()
+
+
+def test_cross_entropy_survives_large_logits():
+    logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
+    assert token_log_probs(logits, jnp.asarray([[0]])) == 0
+    assert np.isfinite(token_log_probs(logits, jnp.asarray([[1]]))).all()
+
+
+def test_dpo_at_the_reference_is_log_two():
+    logps = -jax.random.uniform(jax.random.key(0), (3, 4))
+    other = -jax.random.uniform(jax.random.key(1), (3, 6))
+    out = dpo(logps, other, logps, other, jnp.ones((3, 4)), jnp.ones((3, 6)))
+    np.testing.assert_allclose(out.losses_B, np.log(2), rtol=1e-6)
+    assert not np.asarray(out.chosen_rewards_B).any()
+
+
+def test_dpo_prefers_the_chosen_and_sees_only_its_mask():
+    zero, mask = jnp.zeros((1, 3)), jnp.asarray([[1, 0, 1]])
+
+    def loss(chosen, rejected):
+        return dpo(chosen, rejected, zero, zero, mask, mask, beta=0.5).losses_B[0]
+
+    chosen_grad, rejected_grad = jax.grad(loss, argnums=(0, 1))(zero, zero)
+    np.testing.assert_allclose(chosen_grad, [[-0.25, 0, -0.25]])
+    np.testing.assert_allclose(rejected_grad, [[0.25, 0, 0.25]])
+    reference = jax.grad(lambda r: jnp.sum(dpo(zero, zero, r, r, mask, mask).losses_B))(zero)
+    assert not np.asarray(reference).any()
+    with pytest.raises(ValueError, match="beta"):
+        dpo(zero, zero, zero, zero, mask, mask, beta=0.0)
