@@ -33,6 +33,7 @@ setup(
         "soxr>=0.5,<2",
         "jaxtyping>=0.3.11,<0.4",
         "absl-py>=2",
+        "pyyaml>=6",
         "matplotlib>=3.9,<4",
         "espeakng-loader>=0.2.4,<0.3",
         "pocketsphinx>=5.1.1,<5.2",

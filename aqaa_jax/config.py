@@ -140,6 +140,7 @@ class DecoderConfig:
     layers: int = 88
     max_length: int = 32768
     norm_eps: float = 1e-5
+    alibi_slopes: tuple[float, ...] = ()  # one per head; empty: the published series (vLLM's step1 has this override)
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
     remat: bool = False
@@ -191,6 +192,7 @@ class FlowConfig:
     encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
     regulator_layers: int = 4
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    temperature: float = 1.0  # of the starting noise
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published one on the log-mel itself
     mel_std: float = 1.0
     sigma_min: float = 1e-6

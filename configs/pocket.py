@@ -54,6 +54,8 @@ def get_config(arg: str = "pocket") -> ConfigDict:
                     "kv_heads": 2,
                     "head_dim": 32,
                     "layers": 6,
+                    # Steeper than the published series (0.5 at most for 6 heads): six heads must tell neighbours apart.
+                    "alibi_slopes": (8.0, 1.2, 0.1, 3.0, 0.5, 0.02),
                     "max_length": 1024,
                     "dtype": "float32",
                     "param_dtype": "float32",
@@ -63,7 +65,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
                         "mel_mean": -5.0,
                         "mel_std": 2.5,
                         "encoder": {"embed": 128, "heads": 4, "mlp": 384, "layers": 2},
-                        "estimator": {"channels": (64, 64), "heads": 2, "head_dim": 32, "blocks": 1, "mid_blocks": 2},
+                        "estimator": {"channels": (192, 192), "heads": 2, "head_dim": 64, "blocks": 1, "mid_blocks": 1},
                     },
                     "hift": {"channels": 64, "f0_channels": 64},
                 },
@@ -72,12 +74,12 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "corpus": {"codec_utterances": 6000, "voice_utterances": 1500, "questions": 16000},
             "linguistic": _stage(1100, 32, 48, 2e-3),
             "semantic": _stage(1200, 32, 72, 2e-3),
-            "flow": _stage(800, 12, 134, 2e-3, ema_decay=0.99),
+            "flow": _stage(700, 10, 124, 1.5e-3, ema_decay=0.99),
             "hift": _stage(900, 8, 32, 1.5e-3, ema_decay=0.99),
-            "pretrain": _language(500, 4096, 2e-3, 0.5),
-            "pretrain_mix": {"asr": 4.0, "tts": 1.0, "tqtaa": 3.0, "aqta": 0.0, "aqtaa": 2.0},
-            "sft": _language(1500, 4096, 2e-3, 0.02),
-            "sft_mix": {"asr": 1.5, "tts": 0.3, "tqtaa": 1.0, "aqta": 0.5, "aqtaa": 5.0},
+            "pretrain": _language(800, 2048, 2e-3, 0.6),
+            "pretrain_mix": {"asr": 3.0, "tts": 0.0, "tqtaa": 1.5, "aqta": 1.0, "aqtaa": 2.5},
+            "sft": _language(1900, 2048, 1.5e-3, 0.02),
+            "sft_mix": {"asr": 1.0, "tts": 0.3, "tqtaa": 0.7, "aqta": 0.5, "aqtaa": 5.0},
         }
     )
     if arg == "smoke":
@@ -92,6 +94,7 @@ def _shrink(config: ConfigDict) -> None:
     tokenizer.linguistic.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 2})
     tokenizer.semantic.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 1})
     config.system.decoder.update({"embed": 32, "mlp": 64, "heads": 2, "kv_heads": 1, "head_dim": 16, "layers": 2})
+    config.system.decoder.alibi_slopes = (2.0, 0.1)
     config.system.vocoder.flow.encoder.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 1})
     config.system.vocoder.flow.estimator.update({"channels": (32, 32), "head_dim": 16, "mid_blocks": 1})
     config.system.vocoder.hift.update({"channels": 16, "f0_channels": 16})

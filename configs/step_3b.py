@@ -1,4 +1,4 @@
-"""The 3 B decoder of Step-Audio-TTS-3B (32 layers of 3,072, 48 query and 4 key/value heads) with the full codec and vocoder."""
+"""The 3 B decoder of Step-Audio-TTS-3B (32 layers of 3,072, 48 query and 4 key/value heads), full codec and vocoder."""
 
 from ml_collections import ConfigDict
 

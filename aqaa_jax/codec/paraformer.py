@@ -150,7 +150,8 @@ class LinguisticEncoder(nnx.Module):
 
         # Before the first attention a frame is the same in every window: project it once.
         first = mix(self.first, *(cut_windows(a, c) for a in self.first.project(x_BTM)))
-        return scan(step, self.first.feed_forward(first), self.blocks)[0]
+        x = constrain(self.first.feed_forward(first), BATCH, None, None, None)  # as the scan's carry, see codec/s3
+        return scan(step, x, self.blocks)[0]
 
     def init_state(self, batch: int) -> EncoderState:
         """The state before the first chunk of ``batch`` parallel streams."""

@@ -33,8 +33,8 @@ def count_vectors(frames: Int[Array, "*B"] | int) -> Int[Array, "*B"] | int:
 class StridedConv(nnx.Module):
     """Convolution of three taps and stride 2 with one zero in front: ``ceil(T / 2)`` frames.
 
-    Written as a product of neighbouring frames with the flattened kernel: on a CPU its gradient is much faster than
-    that of a general convolution.
+    Written as three matrix products of neighbouring frames: on a CPU its gradient is much faster than that of a
+    general convolution. The taps are not flattened into the channels, which may be sharded.
     """
 
     def __init__(self, in_dim: int, out_dim: int, axis: str, *, rngs: nnx.Rngs):
@@ -43,9 +43,11 @@ class StridedConv(nnx.Module):
 
     def __call__(self, x_BTC: Float[Array, "B T C"]) -> Float[Array, "B U D"]:
         B, T, C = x_BTC.shape
-        pairs = jnp.pad(x_BTC, ((0, 0), (0, T % 2), (0, 0))).reshape(B, -1, 2 * C)
-        before = jnp.pad(pairs[:, :-1, C:], ((0, 0), (1, 0), (0, 0)))
-        return jnp.concatenate([before, pairs], axis=-1) @ self.kernel[...].reshape(3 * C, -1) + self.bias[...]
+        pairs_BU2C = jnp.pad(x_BTC, ((0, 0), (0, T % 2), (0, 0))).reshape(B, -1, 2, C)
+        even, odd = pairs_BU2C[:, :, 0], pairs_BU2C[:, :, 1]
+        before = jnp.pad(odd[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        kernel = self.kernel[...]
+        return before @ kernel[0] + even @ kernel[1] + odd @ kernel[2] + self.bias[...]
 
 
 class SemanticBlock(nnx.Module):
@@ -98,7 +100,8 @@ class SemanticEncoder(nnx.Module):
         half_B = (lengths_B + 1) // 2
         x = gelu(self.conv1(_masked(mel_BTM, lengths_B)))
         x = gelu(self.conv2(_masked(x, half_B)))
-        x = x + sinusoids(length, self.config.embed)
+        # Pinned before the scan too: XLA's partitioner permuted rows of a carry pinned only inside it.
+        x = constrain(x + sinusoids(length, self.config.embed), BATCH, None, None)
         lengths_B = count_vectors(lengths_B)
         bias_BT = jnp.where(jnp.arange(length)[None] < lengths_B[:, None], 0.0, -1e30)
 

@@ -75,7 +75,8 @@ def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
     """Our weights, by name, from a published state dict: linear weights transposed, heads split, layers stacked.
 
-    The head is read from ``lm_head.weight``, never tied. Raises ``ValueError`` naming the first missing, unexpected or misshapen tensor.
+    The head is read from ``lm_head.weight``, never tied. Raises ``ValueError`` naming the first missing,
+    unexpected or misshapen tensor.
     """
     expected = published_shapes(config)
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def load_audio(path: str | Path) -> list[np.ndarray]:
     """What ``save_audio`` wrote."""
     with np.load(path) as data:
         ids, offsets = data["ids"], data["offsets"]
-    return [ids[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [ids[a:b] for a, b in itertools.pairwise(offsets)]
 
 
 def shares(mix: Mapping[str, float]) -> dict[str, float]:

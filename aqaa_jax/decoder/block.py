@@ -26,7 +26,14 @@ class Block(nnx.Module):
         shrink = 1.0 / (2 * c.layers)  # of the variance
         self.attention_norm = RMSNorm(c.embed, c.norm_eps, rngs=rngs, dtype=dtype)
         self.attention = Attention(
-            c.embed, c.heads, c.kv_heads, c.head_dim, rngs=rngs, out_init=fan_in((0, 1), shrink), dtype=dtype
+            c.embed,
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            rngs=rngs,
+            out_init=fan_in((0, 1), shrink),
+            slopes=c.alibi_slopes,
+            dtype=dtype,
         )
         self.mlp_norm = RMSNorm(c.embed, c.norm_eps, rngs=rngs, dtype=dtype)
         self.mlp = SwiGLU(c.embed, c.mlp, rngs=rngs, out_init=fan_in(scale=shrink), dtype=dtype)

@@ -149,29 +149,10 @@ def _generate(
         constraint = jax.vmap(constrain_step)(state, jnp.full((B,), NO_TOKEN, jnp.int32))
 
     def body(rows: _Rows) -> _Rows:
-        token_B = sample(
-            rows.logits_BV,
-            jax.vmap(lambda k: jax.random.fold_in(k, rows.step))(keys_B),
-            sampling,
-            recent_BW=rows.recent_BW,
-            allowed_BV=None if rows.constraint is None else rows.constraint[1],
-        )
-        stops_B = ~rows.done_B & jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
-        adds_B = ~rows.done_B & ~stops_B
-        ids_BL = rows.ids_BL.at[:, rows.step].set(jnp.where(adds_B, token_B, 0))
-        count_B = rows.count_B + adds_B
-        done_B = rows.done_B | stops_B | (count_B >= limits_B)
-        logits_BLV, cache = decoder(
-            token_B[:, None], segment_ids_BL=(~done_B)[:, None].astype(jnp.int32), cache=rows.cache
-        )
-        recent_BW = rows.recent_BW
-        if recent_BW is not None:
-            recent_BW = jnp.concatenate([recent_BW[:, 1:], token_B[:, None]], axis=1)
-        constraint = rows.constraint
-        if constrain_step is not None:
-            constraint = jax.vmap(constrain_step)(constraint[0], token_B)
-        stop_B = jnp.where(stops_B, token_B, rows.stop_B)
-        return _Rows(rows.step + 1, cache, logits_BLV[:, 0], ids_BL, count_B, stop_B, done_B, recent_BW, constraint)
+        row_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, rows.step))(keys_B)
+        allowed_BV = None if rows.constraint is None else rows.constraint[1]
+        token_B = sample(rows.logits_BV, row_keys_B, sampling, recent_BW=rows.recent_BW, allowed_BV=allowed_BV)
+        return _advance(rows, token_B, decoder, limits_B, jnp.asarray(stop_ids, jnp.int32), constrain_step)
 
     rows = _Rows(
         step=jnp.zeros((), jnp.int32),
@@ -186,6 +167,39 @@ def _generate(
     )
     rows = jax.lax.while_loop(lambda rows: ~jnp.all(rows.done_B), body, rows)
     return rows.ids_BL, rows.count_B, rows.stop_B
+
+
+def _advance(
+    rows: _Rows,
+    token_B: jax.Array,
+    decoder: Decoder,
+    limits_B: jax.Array,
+    stop_ids: jax.Array,
+    constrain_step: Callable[[Any, jax.Array], tuple[Any, jax.Array]] | None,
+) -> _Rows:
+    """Record the chosen tokens and compute the next logits; rows that are done stay as they are."""
+    stops_B = ~rows.done_B & jnp.isin(token_B, stop_ids)
+    adds_B = ~rows.done_B & ~stops_B
+    count_B = rows.count_B + adds_B
+    done_B = rows.done_B | stops_B | (count_B >= limits_B)
+    real_BL = (~done_B)[:, None].astype(jnp.int32)
+    logits_BLV, cache = decoder(token_B[:, None], segment_ids_BL=real_BL, cache=rows.cache)
+    recent_BW, constraint = rows.recent_BW, rows.constraint
+    if recent_BW is not None:
+        recent_BW = jnp.concatenate([recent_BW[:, 1:], token_B[:, None]], axis=1)
+    if constrain_step is not None:
+        constraint = jax.vmap(constrain_step)(constraint[0], token_B)
+    return _Rows(
+        step=rows.step + 1,
+        cache=cache,
+        logits_BV=logits_BLV[:, 0],
+        ids_BL=rows.ids_BL.at[:, rows.step].set(jnp.where(adds_B, token_B, 0)),
+        count_B=count_B,
+        stop_B=jnp.where(stops_B, token_B, rows.stop_B),
+        done_B=done_B,
+        recent_BW=recent_BW,
+        constraint=constraint,
+    )
 
 
 def _prefill(decoder: Decoder, tokens_BL: jax.Array, lengths_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:

@@ -64,7 +64,7 @@ def keep_top_k(logits_BV: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"
 
 
 def keep_top_p(logits_BV: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-    """-inf outside the smallest set of likeliest tokens whose probability reaches ``top_p`` (ties stay, never empty)."""
+    """-inf outside the smallest set of likeliest tokens whose probability reaches ``top_p`` (ties stay)."""
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # probability of the likelier ones

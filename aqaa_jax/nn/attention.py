@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -41,6 +43,7 @@ def grouped_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     distance_BLS: Float[Array, "#B L S"],
+    slopes: Sequence[float] = (),
 ) -> Float[Array, "B L N H"]:
     """softmax(q k / sqrt(H) - slope * distance) v; query head n uses key/value head n // (N / K).
 
@@ -54,7 +57,8 @@ def grouped_attention(
     K = k_BSKH.shape[2]
     q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    slopes_KG = jnp.asarray(alibi_slopes(N).reshape(K, N // K, 1, 1))
+    slopes_N = np.asarray(slopes, np.float32) if len(slopes) else alibi_slopes(N)
+    slopes_KG = jnp.asarray(slopes_N.reshape(K, N // K, 1, 1))
     logits_BKGLS = jnp.einsum("bkglh,bksh->bkgls", q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
     weights_BKGLS = jax.nn.softmax(logits_BKGLS - slopes_KG * distance_BLS[:, None, None], axis=-1)
     out_BKGLH = jnp.einsum("bkgls,bksh->bkglh", weights_BKGLS.astype(v_BSKH.dtype), v_BKSH)
@@ -73,10 +77,14 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs,
         out_init: Initializer | None = None,
+        slopes: tuple[float, ...] = (),
         dtype: DTypeLike = jnp.float32,
     ):
         if heads % kv_heads:
             raise ValueError(f"{heads} heads do not divide into {kv_heads} kv_heads")
+        if slopes and (len(slopes) != heads or min(slopes) < 0):
+            raise ValueError(f"alibi_slopes {slopes}: expected none, or one of at least 0 for each of {heads} heads")
+        self.slopes = slopes
         self.wq = weight(rngs, (embed, heads, head_dim), (EMBED, HEADS, HEAD_DIM), fan_in(0), dtype)
         self.wk = weight(rngs, (embed, kv_heads, head_dim), (EMBED, KV_HEADS, HEAD_DIM), fan_in(0), dtype)
         self.wv = weight(rngs, (embed, kv_heads, head_dim), (EMBED, KV_HEADS, HEAD_DIM), fan_in(0), dtype)
@@ -94,6 +102,6 @@ class Attention(nnx.Module):
             k, v = write_layer(cache.k, cache.v, cache.layer, cache.slots_BL, k_BSKH, v_BSKH)
             cache = cache._replace(k=k, v=v)
             k_BSKH, v_BSKH = (x[cache.layer].astype(x_BLD.dtype) for x in (k, v))
-        out_BLNH = grouped_attention(q_BLNH, k_BSKH, v_BSKH, distance_BLS)
+        out_BLNH = grouped_attention(q_BLNH, k_BSKH, v_BSKH, distance_BLS, self.slopes)
         out_BLNH = constrain(out_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
         return project(out_BLNH, self.wo[...], in_axes=2), cache

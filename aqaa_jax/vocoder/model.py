@@ -94,6 +94,7 @@ def _mel(
 ):
     frames, mels = prompt.mel_BTM.shape[1], flow.config.mel.num_mels
     noise = jax.vmap(partial(_frame_noise, frames=frames, shape=(mels,)))(keys)
+    noise *= flow.config.temperature
     return flow.sample(ids, token_lengths, mel_lengths, speakers, noise, prompt)
 
 

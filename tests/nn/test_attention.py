@@ -17,10 +17,8 @@ def test_slopes():
     np.testing.assert_array_equal(alibi_slopes(1), np.float32([2**-8]))
     np.testing.assert_allclose(alibi_slopes(4), 2.0 ** np.array([-2, -4, -6, -8]))
     np.testing.assert_allclose(alibi_slopes(6), 2.0 ** np.array([-2, -4, -6, -8, -1, -3]))
-    large = alibi_slopes(96)  # published values
-    np.testing.assert_allclose(
-        large[[0, 1, 63, 64, 95]], [0.9170040432, 0.8408964153, 2**-8, 0.9576032807, 0.0652671114]
-    )
+    published = [0.9170040432, 0.8408964153, 2**-8, 0.9576032807, 0.0652671114]
+    np.testing.assert_allclose(alibi_slopes(96)[[0, 1, 63, 64, 95]], published, rtol=1e-6)
     with pytest.raises(ValueError, match="heads is 0"):
         alibi_slopes(0)
 

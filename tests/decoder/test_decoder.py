@@ -15,7 +15,7 @@ from aqaa_jax.decoder.model import Decoder
 CONFIG = DecoderConfig(
     vocab=48, embed=16, mlp=24, heads=6, kv_heads=2, head_dim=4, layers=2, dtype="float32", param_dtype="float32"
 )
-CLOSE = {"atol": 2e-6, "rtol": 1e-5}
+CLOSE = {"atol": 2e-5, "rtol": 1e-5}  # float32 rounding of logits of size 1 to 10
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +156,14 @@ def test_gradient_of_a_padded_row_is_finite_and_its_own(decoder):
         np.testing.assert_allclose(named_weights(others)[name], value, atol=1e-6, err_msg=name)
 
 
-def test_bfloat16_is_near_float32(decoder):
-    config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
-    low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), decoder)
-    low.config = config
+def test_bfloat16_is_near_float32():
+    full = Decoder(CONFIG, rngs=nnx.Rngs(0))
+    low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), full)
+    low.config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
     tokens = ids(10, 2, 6)
     out, cache = low(tokens, cache=low.empty_cache(2, 8))
     assert out.dtype == jnp.float32 and cache.k.dtype == jnp.bfloat16
-    assert np.abs(out - decoder(tokens)).max() < 0.1 * np.abs(out).max()
+    assert np.abs(out - full(tokens)).max() < 0.05 * np.abs(out).max()
 
 
 def test_heads_must_divide():
