@@ -62,10 +62,12 @@ def get_config(arg: str = "pocket") -> ConfigDict:
                 },
                 "vocoder": {
                     "flow": {
+                        "temperature": 0.0,  # so small an estimator leaves noise behind: start from none
+                        "guidance": 0.0,
                         "mel_mean": -5.0,
                         "mel_std": 2.5,
                         "encoder": {"embed": 128, "heads": 4, "mlp": 384, "layers": 2},
-                        "estimator": {"channels": (192, 192), "heads": 2, "head_dim": 64, "blocks": 1, "mid_blocks": 1},
+                        "estimator": {"channels": (64, 64), "heads": 2, "head_dim": 32, "blocks": 1, "mid_blocks": 2},
                     },
                     "hift": {"channels": 64, "f0_channels": 64},
                 },
@@ -74,7 +76,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "corpus": {"codec_utterances": 6000, "voice_utterances": 1500, "questions": 16000},
             "linguistic": _stage(1100, 32, 48, 2e-3),
             "semantic": _stage(1200, 32, 72, 2e-3),
-            "flow": _stage(700, 10, 124, 1.5e-3, ema_decay=0.99),
+            "flow": _stage(800, 12, 134, 2e-3, ema_decay=0.99),
             "hift": _stage(900, 8, 32, 1.5e-3, ema_decay=0.99),
             "pretrain": _language(800, 2048, 2e-3, 0.6),
             "pretrain_mix": {"asr": 3.0, "tts": 0.0, "tqtaa": 1.5, "aqta": 1.0, "aqtaa": 2.5},
