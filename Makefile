@@ -27,7 +27,7 @@ demo: $(VENV)/base.stamp ## ask the shipped pocket model a spoken question; writ
 	$(BIN)/aqaa ask examples/question.wav -o $(OUT)/answer.wav --text $(OUT)/answer.txt --plot $(OUT)/answer.png
 
 test: $(VENV)/dev.stamp ## the fast tests
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -n 2 -m 'not long'
 
 test-all: $(VENV)/dev.stamp ## all tests, the long ones too
 	$(BIN)/python -m pytest

@@ -80,7 +80,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "hift": _stage(900, 8, 32, 1.5e-3, ema_decay=0.99),
             "pretrain": _language(800, 2048, 2e-3, 0.6),
             "pretrain_mix": {"asr": 3.0, "tts": 0.0, "tqtaa": 1.5, "aqta": 1.0, "aqtaa": 2.5},
-            "sft": _language(1900, 2048, 1.5e-3, 0.02),
+            "sft": _language(1000, 2048, 1.5e-3, 0.02),
             "sft_mix": {"asr": 1.0, "tts": 0.3, "tqtaa": 0.7, "aqta": 0.5, "aqtaa": 5.0},
         }
     )

@@ -7,7 +7,8 @@ from ml_collections import config_flags
 
 from aqaa_jax.config import from_dict
 
-HELP = """usage: aqaa train --config=configs/pocket.py [--config.sft.loop.steps=500 ...] [--run_dir=runs/pocket] [--stages=flow,hift]
+HELP = """usage: aqaa train --config=configs/pocket.py [--config.sft.loop.steps=500 ...]
+                  [--run_dir=runs/pocket] [--stages=flow,hift]
 
 Trains the stages of a config in order. A finished stage is skipped, an interrupted one goes on where it was saved.
 """
