@@ -26,9 +26,16 @@ def save_file(path: str | Path, weights: Mapping[str, Any], metadata: Mapping[st
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _save_file({k: jax.numpy.asarray(v) for k, v in weights.items()}, part, metadata=dict(metadata or {}))
+        os.chmod(part, 0o666 & ~_umask())  # the writer makes it private; a model folder is to be shared
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ at pocket size.
   nothing outside of the domain.
 - **Weights**: {parameters} parameters in float16 safetensors; `config.json` holds the configuration, the recipe with
   its seeds, and the time each stage took.
-- **Made by**: `aqaa train --config=configs/pocket.py`; measured by `make pocket-eval`.
+- **Made by**: `aqaa train --config=configs/pocket.py`; measured by `make pocket-eval` (see the README).
 """
 
 

@@ -44,7 +44,7 @@ def make_train_step(
             return total_loss(loss_fn(model, batch, key), weights)
 
         (loss, means), grads = jax.value_and_grad(objective, has_aux=True)(state.model)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
