@@ -41,7 +41,7 @@ fmt: $(VENV)/dev.stamp ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: $(VENV)/base.stamp ## train the pocket model from nothing into runs/pocket (about 2 h on 2 cores; resumes)
+pocket: $(VENV)/base.stamp ## train the pocket model from nothing into runs/pocket; resumes
 	$(BIN)/aqaa train --config=configs/pocket.py --run_dir=$(RUNS)
 
 pocket-eval: $(VENV)/base.stamp ## judge the shipped model (or MODEL=dir) on held-out spoken questions
