@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flax import nnx
 
-from aqaa_jax.checkpoint.files import load_model, save_model
+from aqaa_jax.checkpoint.files import load_model, save_model, write_json
 from aqaa_jax.config import SystemConfig, from_dict, to_dict
 
 Part = TypeVar("Part", bound=nnx.Module)
@@ -47,9 +46,7 @@ def write_folder(
     (directory / TEXT_MODEL).write_bytes(text_model)
     if card:
         (directory / "README.md").write_text(card)
-    part_file = directory / f".{CONFIG}.part"
-    part_file.write_text(json.dumps({"system": to_dict(config), "provenance": dict(provenance or {})}, indent=1) + "\n")
-    os.replace(part_file, directory / CONFIG)
+    write_json(directory / CONFIG, {"system": to_dict(config), "provenance": dict(provenance or {})})
 
 
 def read_config(directory: str | Path) -> SystemConfig:

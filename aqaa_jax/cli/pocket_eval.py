@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +26,7 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.questions < 10:
         raise ValueError(f"--questions is {args.questions}; expected at least 10")
+    from aqaa_jax.checkpoint.files import write_json
     from aqaa_jax.evaluation.pocket import PocketEvaluation, summary
     from aqaa_jax.inference.answer import Aqaa
 
@@ -38,10 +37,6 @@ def run(argv: list[str]) -> int:
     report |= evaluation.run(transcript_first=args.transcript_first)
     print(summary(report))
     if args.json:
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(report, indent=1) + "\n")
-        part.replace(path)
-        say(f"written to {path}")
+        write_json(args.json, report)
+        say(f"written to {args.json}")
     return 0

@@ -25,6 +25,7 @@ from aqaa_jax.data.questions import (
 )
 from aqaa_jax.data.words import general_text
 
+TAIL_SECONDS = 0.12  # silence behind a tokenized answer, so that its last whole 2:3 group holds its last sound
 SPLITS = ("train", "new_voices", "new_questions")
 
 

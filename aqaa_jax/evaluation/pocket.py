@@ -25,7 +25,6 @@ from aqaa_jax.inference.answer import Aqaa
 
 Say = Callable[[str], None]
 BATCH = 25
-TAIL_SECONDS = 0.12  # silence behind a waveform that is tokenized for resynthesis, as in training
 
 
 class PocketEvaluation:
@@ -178,7 +177,7 @@ class PocketEvaluation:
         return [r for batch in batches for r in self.model.respond(task, batch)]
 
     def _tokens(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        tail = np.zeros(round(TAIL_SECONDS * 16000), np.float32)
+        tail = np.zeros(round(corpus.TAIL_SECONDS * 16000), np.float32)
         ids = self.model.hear([np.concatenate([w, tail]) for w in wavs], 16000)
         return [np.asarray(self.model.system.vocab.vocoder_codes(i)) for i in ids]
 

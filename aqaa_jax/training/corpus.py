@@ -24,7 +24,6 @@ from aqaa_jax.training.config import RecipeConfig
 
 SETS = ("codec", "voice", "answers", "questions", "held_out_speech")
 HELD_OUT = 400  # spoken questions in new voices that watch the tokenizers
-TAIL_SECONDS = 0.12  # silence behind an answer, so that the last whole 2:3 group holds its last sound
 BOTH_RATES = (16000, 22050)
 
 
@@ -119,7 +118,7 @@ def tokenize_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], No
         audio: list[np.ndarray] = []
         for start in range(0, len(spoken), 256):
             wavs = [spoken[i].wavs[16000] for i in range(start, min(start + 256, len(spoken)))]
-            audio += tokenize(tokenizer, wavs, vocab, tail=0.0 if name == "questions" else TAIL_SECONDS)
+            audio += tokenize(tokenizer, wavs, vocab, tail=0.0 if name == "questions" else corpus.TAIL_SECONDS)
             rate = len(audio) / (time.monotonic() - began)
             say(f"[tokenize] {name} {len(audio)}/{len(spoken)}  {rate:.0f} utterances/s")
         save_audio(path, audio)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from aqaa_jax.checkpoint.files import write_json
 from aqaa_jax.checkpoint.store import Store
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
@@ -93,7 +94,7 @@ def train(
     model = state.model if state.ema is None else state.ema
     figures = stage.evaluate(model)
     if figures:
-        (run_dir / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(run_dir / "evaluation.json", figures)
         say(f"[{stage.name}] " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     return model
 

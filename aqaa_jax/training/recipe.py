@@ -7,13 +7,12 @@ computes; it connects ``data``, ``stages`` and ``loop``.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from aqaa_jax.checkpoint.files import write_json
 from aqaa_jax.config import to_dict
 from aqaa_jax.training import corpus, language, package, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
@@ -54,7 +53,7 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
         clock, cpu = time.monotonic(), time.process_time()
         STEPS[name](recipe, run_dir, _say)
         spent = {"seconds": round(time.monotonic() - clock, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        _write(done, spent)
+        write_json(done, spent)
         _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
 
 
@@ -63,19 +62,13 @@ def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
     values = {k: v for k, v in to_dict(recipe).items() if k != "stages"}
     path = run_dir / "recipe.json"
     if not path.exists():
-        _write(path, values)
+        write_json(path, values)
         return
     before = json.loads(path.read_text())
     changed = sorted(k for k in values if values[k] != before.get(k) and (run_dir / k.removesuffix("_mix")).exists())
     if changed:
         raise ValueError(f"{path}: begun with other values of {', '.join(changed)}; choose another --run_dir")
-    _write(path, values)
-
-
-def _write(path: Path, values: Any) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(part, path)
+    write_json(path, values)
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from aqaa_jax.checkpoint.files import save_model
 from aqaa_jax.config import MelConfig
+from aqaa_jax.data.corpus import TAIL_SECONDS
 from aqaa_jax.data.tasks import load_audio
 from aqaa_jax.dsp import mel as mels
 from aqaa_jax.dsp import pitch, wav
@@ -27,7 +28,7 @@ HELD_OUT_EVERY = 50  # every 50th utterance watches the vocoder
 
 def _waveforms(recipe: RecipeConfig, run_dir: Path, name: str) -> list[np.ndarray]:
     """22.05 kHz waveforms of a set at the level the tokenizers see (peak 0.999), a little silence behind."""
-    tail = np.zeros(round(corpus.TAIL_SECONDS * 22050), np.float32)
+    tail = np.zeros(round(TAIL_SECONDS * 22050), np.float32)
     clips = corpus.clips(recipe, run_dir, name)
     return [wav.energy_norm(np.concatenate([clips[i].wavs[22050], tail])) for i in range(len(clips))]
 

@@ -20,7 +20,7 @@ from aqaa_jax.data.speech import Labelled
 from aqaa_jax.nn.linear import Linear
 from aqaa_jax.sharding.axes import EMBED, FEATURES
 from aqaa_jax.training.augment import augment
-from aqaa_jax.training.stages.phones import PhoneBatch, label_ratio, phone_batch, phone_terms
+from aqaa_jax.training.stages.phones import PhoneBatch, held_out_means, label_ratio, phone_batch, phone_terms
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
@@ -83,14 +83,11 @@ class LinguisticStage:
 
     def evaluate(self, model: LinguisticModel) -> dict[str, float]:
         run = jax.jit(lambda m, b: phone_terms(*m(b["features"], b["lengths"]), b))
-        order, sums = Order(len(self.held_out), 0), {}
-        for step in range(len(self.held_out) // self.rows):
-            terms = run(model, phone_batch(self.held_out, order, step, self.rows, self.length, self.ratio))
-            for name, (value, count) in terms.items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += float(value)
-                total[1] += float(count)
-        return {f"held_out_{name}": value / max(count, 1.0) for name, (value, count) in sums.items()}
+        order = Order(len(self.held_out), 0)
+        steps = range(len(self.held_out) // self.rows)
+        return held_out_means(
+            run(model, phone_batch(self.held_out, order, step, self.rows, self.length, self.ratio)) for step in steps
+        )
 
 
 def encoded_frames(model: LinguisticModel, data: Sequence[Labelled], rows: int, length: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import jax
@@ -56,6 +56,17 @@ def phone_terms(ctc_logits: jax.Array, frame_logits: jax.Array, batch: PhoneBatc
         "frame": (jnp.sum(nll * mask), jnp.sum(mask)),
         "frame_accuracy": (jnp.sum(right), jnp.sum(mask)),
     }
+
+
+def held_out_means(batches: Iterable[Terms]) -> dict[str, float]:
+    """The mean of every term over all batches, named ``held_out_*``."""
+    sums: dict[str, list[float]] = {}
+    for terms in batches:
+        for name, (value, count) in terms.items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(value)
+            total[1] += float(count)
+    return {f"held_out_{name}": value / max(count, 1.0) for name, (value, count) in sums.items()}
 
 
 def label_ratio(frame_rate: float) -> int:

@@ -28,7 +28,7 @@ from aqaa_jax.nn.params import normal
 from aqaa_jax.sharding.axes import EMBED, FEATURES
 from aqaa_jax.training.augment import augment
 from aqaa_jax.training.kmeans import kmeans
-from aqaa_jax.training.stages.phones import label_ratio, phone_batch, phone_terms
+from aqaa_jax.training.stages.phones import held_out_means, label_ratio, phone_batch, phone_terms
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
@@ -153,15 +153,9 @@ class SemanticStage:
 
     def evaluate(self, model: SemanticModel) -> dict[str, float]:
         run = jax.jit(lambda m, b: self._terms(m, b["features"], b, jnp.ones(())))
-        sums: dict[str, list[float]] = {}
-        for step in range(len(self.held_out) // self.rows):
-            for name, (value, count) in run(
-                model, self._rows(self.held_out, Order(len(self.held_out), 0), step)
-            ).items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += float(value)
-                total[1] += float(count)
-        return {f"held_out_{name}": value / max(count, 1.0) for name, (value, count) in sums.items()}
+        order = Order(len(self.held_out), 0)
+        steps = range(len(self.held_out) // self.rows)
+        return held_out_means(run(model, self._rows(self.held_out, order, step)) for step in steps)
 
 
 @jax.jit
