@@ -20,20 +20,27 @@ def run(argv: list[str]) -> int:
         print(HELP)
         return 0 if argv else 2
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", None, "the recipe", flag_values=values, lock_config=True)
+    config = config_flags.DEFINE_config_file(
+        "config", None, "the recipe", flag_values=values, lock_config=True, sys_argv=["aqaa train", *argv]
+    )
     run_dir = flags.DEFINE_string("run_dir", None, "where checkpoints and results go", flag_values=values)
     stages = flags.DEFINE_list("stages", None, "only these stages, in the recipe's order", flag_values=values)
     try:
         rest = values(["aqaa train", *argv])
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{error}") from None
+        # A file that cannot be loaded is reported by the first look into the config.
+        chosen = None if config.value is None else config.value.to_dict()
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip("\"'")
+        raise ValueError(f"no such config field: {name!r}") from None
+    except (flags.Error, TypeError, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise ValueError(f"unexpected argument {rest[1]!r}")
-    if config.value is None:
+    if chosen is None:
         raise ValueError("--config=FILE is required, for instance --config=configs/pocket.py")
     from aqaa_jax.training.config import RecipeConfig
     from aqaa_jax.training.recipe import run_recipe
 
-    recipe = from_dict(RecipeConfig, config.value.to_dict())
+    recipe = from_dict(RecipeConfig, chosen)
     run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value)
     return 0
