@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import TypeVar
 
 import jax
@@ -18,17 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
-_CONTEXT: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("aqaa_partitioning", default=None)
+# Mesh and rules as a hashable pair, or None. Part of jit's cache key: a function traced in one context is traced
+# again in another.
+_CONTEXT = jax.make_user_context(default_value=None)
 
 
 @contextlib.contextmanager
 def partitioning(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Within this context ``constrain`` maps logical axes through ``rules`` onto ``mesh``."""
-    token = _CONTEXT.set((mesh, rules))
-    try:
+    with _CONTEXT((mesh, tuple(sorted(rules.items())))):
         yield
-    finally:
-        _CONTEXT.reset(token)
 
 
 def to_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: Rules, *, name: str) -> PartitionSpec:
@@ -91,9 +89,9 @@ def init_sharded(build: Callable[[], Tree], mesh: Mesh, rules: Rules) -> Tree:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin activation ``x`` to the sharding of its logical ``axes``; the identity outside ``partitioning``."""
-    context = _CONTEXT.get()
+    context = _CONTEXT.value
     if context is None:
         return x
     mesh, rules = context
-    spec = to_spec(axes, x.shape, mesh, rules, name="activation")
+    spec = to_spec(axes, x.shape, mesh, dict(rules), name="activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -122,3 +122,15 @@ def test_mesh_errors_name_the_shape():
         make_mesh((4, 4, 4))
     with pytest.raises(ValueError, match="positive size"):
         make_mesh((2, 2))
+
+
+def test_a_jitted_function_is_traced_again_in_another_context():
+    pinned = jax.jit(lambda x: constrain(x, axes.BATCH, axes.ACT_MLP))
+    x, mesh = jnp.ones((8, 8)), make_mesh(MESH)
+    assert pinned(x).sharding.is_fully_replicated
+    for name in ("fsdp_tensor", "data"):
+        with partitioning(mesh, rules.strategy(name)):
+            spec = to_spec((axes.BATCH, axes.ACT_MLP), x.shape, mesh, rules.strategy(name), name="x")
+            wanted = jax.sharding.NamedSharding(mesh, spec)
+            assert pinned(x).sharding.is_equivalent_to(wanted, 2)
+    assert pinned(x).sharding.is_fully_replicated
