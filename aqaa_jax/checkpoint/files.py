@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 from safetensors.flax import save_file as _save_file
 
+from aqaa_jax import atomic
 from aqaa_jax.checkpoint.tree import named_weights, with_weights
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -22,15 +23,9 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 def save_file(path: str | Path, weights: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write ``weights`` to ``path`` in one step: a reader never sees a partial file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic.written(path) as part:
         _save_file({k: jax.numpy.asarray(v) for k, v in weights.items()}, part, metadata=dict(metadata or {}))
         os.chmod(part, 0o666 & ~_umask())  # the writer makes it private; a model folder is to be shared
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -41,11 +36,8 @@ def _umask() -> int:
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write ``values`` as indented JSON in one step, folders included."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(part, path)
+    with atomic.written(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

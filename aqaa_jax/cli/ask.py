@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from aqaa_jax import atomic
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="aqaa ask", description="Answer a spoken question with speech.")
@@ -44,7 +46,8 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"{args.question}: the model answered without speech (text: {answer.text!r})")
     answer.save(args.output)
     if args.text:
-        Path(args.text).write_text(answer.text + "\n")
+        with atomic.written(args.text) as part:
+            part.write_text(f"{answer.text}\n")
     if args.plot:
         from aqaa_jax.evaluation.plots import spectrograms
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aqaa_jax import atomic
 from aqaa_jax.data.espeak import SAMPLE_RATE, Speech, Utterance, speech_stream
 
 SHARD = 256
@@ -121,10 +121,8 @@ def _write(path: Path, spoken: Sequence[Speech], rates: Sequence[int]) -> None:
         pcm = [_int16(resample(s.wav, SAMPLE_RATE, rate)) for s in spoken]
         arrays[f"pcm_{rate}"] = np.concatenate(pcm)
         arrays[f"offsets_{rate}"] = np.cumsum([0] + [len(p) for p in pcm])
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with atomic.written(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-    part.replace(path)
 
 
 def _trimmed(speech: Speech) -> Speech:

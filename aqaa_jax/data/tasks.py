@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aqaa_jax import atomic
 from aqaa_jax.config import WeaveConfig
 from aqaa_jax.data.corpus import Item
 from aqaa_jax.tokens import prompt
@@ -88,12 +89,9 @@ class SpokenTasks:
 
 def save_audio(path: str | Path, audio: Sequence[np.ndarray]) -> None:
     """Ragged id sequences to one ``.npz``, in one step."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
     offsets = np.cumsum([0, *(len(a) for a in audio)])
-    with part.open("wb") as file:
+    with atomic.written(path) as part, part.open("wb") as file:
         np.savez_compressed(file, ids=np.concatenate(audio).astype(np.int32), offsets=offsets)
-    part.replace(path)
 
 
 def load_audio(path: str | Path) -> list[np.ndarray]:

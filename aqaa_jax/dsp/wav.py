@@ -16,6 +16,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
+from aqaa_jax import atomic
+
 MIN_SECONDS = 0.1  # a shorter question gives at most one or two tokens
 MAX_SECONDS = 600.0  # ten minutes: 25,000 audio tokens, most of the published context of 32,768
 MIN_RATE = 8000
@@ -75,13 +77,8 @@ def write(path: str | Path, wav_W: Float[np.ndarray, "W"], rate: int) -> None:
     if wav_W.ndim != 1 or not np.isfinite(wav_W).all():
         raise ValueError(f"{path}: a waveform to write is one-dimensional and finite; got shape {wav_W.shape}")
     samples = np.clip(np.round(wav_W * 32768.0), -32768, 32767).astype(np.int16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic.written(path) as part:
         soundfile.write(part, samples, rate, format="WAV", subtype="PCM_16")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_question(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from aqaa_jax import atomic
+
 
 def _figure(rows: int, width: float = 9.0, height: float = 2.6):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +32,8 @@ def spectrograms(wavs: Mapping[str, tuple[np.ndarray, int]], path: str | Path) -
         picture = librosa.power_to_db(mel, ref=np.max, top_db=70)
         axis.imshow(picture, origin="lower", aspect="auto", extent=(0, len(wav) / rate, 0, 80), cmap="magma")
         axis.set(title=title, xlabel="seconds", ylabel="mel bin")
-    figure.savefig(path, dpi=110)
+    with atomic.written(path) as part:
+        figure.savefig(part, dpi=110, format=Path(path).suffix[1:] or "png")
 
 
 def loss_curves(metrics: str | Path, path: str | Path, *, title: str = "") -> None:
@@ -45,4 +48,5 @@ def loss_curves(metrics: str | Path, path: str | Path, *, title: str = "") -> No
     if names:
         axes[0].set_title(title)
         axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    with atomic.written(path) as part:
+        figure.savefig(part, dpi=100, format=Path(path).suffix[1:] or "png")

@@ -10,7 +10,6 @@ Difference: ``encode_span`` (what prompts are built of) never turns text into co
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import sentencepiece as spm
 from numpy.typing import ArrayLike
 
+from aqaa_jax import atomic
 from aqaa_jax.tokens.vocab import BOS, BYTE_START, NUM_SPECIAL, SPECIAL_PIECES, TEXT_PIECES_START, UNK, Vocab, as_ids
 
 WORD_MARK = "▁"
@@ -151,9 +151,6 @@ def train_pocket(texts: Iterable[str], path: str | Path, vocab: Vocab, *, size: 
         num_threads=1,
         minloglevel=2,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(model.getvalue())
-    os.replace(part, path)
+    with atomic.written(path) as part:
+        part.write_bytes(model.getvalue())
     return TextTokenizer.load(path, vocab)
