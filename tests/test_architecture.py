@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "aqaa_jax"
 FLOORS = (
-    {"config", "shapes", "version"},
+    {"atomic", "config", "shapes", "version"},
     {"sharding"},
     {"nn", "dsp", "tokens", "checkpoint"},
     {"codec", "decoder", "vocoder", "vision"},
-    {"losses"},
+    {"losses", "parts"},
     {"data"},
     {"training"},
     {"inference", "convert", "evaluation", "serving"},
@@ -34,6 +34,7 @@ FORBIDDEN = {
     "inference": {"training", "data", "losses"},
     "serving": {"training", "data", "losses"},
     "convert": {"training", "data", "losses"},
+    "parts": {"losses"},
 }
 # The root module re-exports the public names, lazily.
 ROOT_MAY_IMPORT = {"version", "inference"}

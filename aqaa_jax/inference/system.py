@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from flax import nnx
-
 from aqaa_jax.checkpoint import folder
-from aqaa_jax.codec.tokenizer import DualTokenizer, LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.codec.tokenizer import DualTokenizer
 from aqaa_jax.config import SystemConfig
 from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.parts import abstract, builders
 from aqaa_jax.tokens.text import TextTokenizer
 from aqaa_jax.tokens.vocab import Vocab
-from aqaa_jax.vocoder.flow import Flow
-from aqaa_jax.vocoder.hift import Hift
 from aqaa_jax.vocoder.model import Vocoder
 
 SHIPPED = "pocket"
@@ -32,17 +27,6 @@ class System(NamedTuple):
     tokenizer: DualTokenizer
     decoder: Decoder
     vocoder: Vocoder
-
-
-def builders(config: SystemConfig) -> dict[str, Callable[[], nnx.Module]]:
-    """Part name -> constructor with fresh weights (use under ``jax.eval_shape`` for abstract parts)."""
-    return {
-        "linguistic": lambda: LinguisticTokenizer(config.tokenizer.linguistic, rngs=nnx.Rngs(0)),
-        "semantic": lambda: SemanticTokenizer(config.tokenizer.semantic, rngs=nnx.Rngs(0)),
-        "decoder": lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)),
-        "flow": lambda: Flow(config.vocoder.flow, rngs=nnx.Rngs(0)),
-        "hift": lambda: Hift(config.vocoder.hift, rngs=nnx.Rngs(0)),
-    }
 
 
 def shipped_folder() -> Path:
@@ -61,7 +45,7 @@ def load_system(directory: str | Path | None = None) -> System:
     if not text_model.is_file():
         raise FileNotFoundError(f"{text_model}: missing")
     parts: dict[str, Any] = {
-        name: folder.read_part(directory, name, jax.eval_shape(build)) for name, build in builders(config).items()
+        name: folder.read_part(directory, name, abstract(config, name)) for name in builders(config)
     }
     vocab = Vocab(config.vocab)
     return System(

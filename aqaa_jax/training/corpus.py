@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from aqaa_jax.checkpoint.files import load_model
-from aqaa_jax.codec.tokenizer import DualTokenizer, LinguisticTokenizer, SemanticTokenizer
+from aqaa_jax.codec.tokenizer import DualTokenizer
 from aqaa_jax.data import corpus
-from aqaa_jax.data.questions import questions, training_questions
+from aqaa_jax.data.questions import STYLES, questions, styled, training_questions
 from aqaa_jax.data.rendering import Clips, render
 from aqaa_jax.data.tasks import save_audio
 from aqaa_jax.data.words import general_text
+from aqaa_jax.parts import abstract
 from aqaa_jax.tokens.interleave import weave_audio
 from aqaa_jax.tokens.text import TextTokenizer, train_pocket
 from aqaa_jax.tokens.vocab import Vocab
@@ -74,25 +74,29 @@ def text_tokenizer(recipe: RecipeConfig, run_dir: Path) -> TextTokenizer:
 
 
 def _texts(recipe: RecipeConfig) -> list[str]:
-    """Text to fit the pieces to: role headers, every training phrasing, every answer, general sentences."""
-    import random
+    """Text to fit the pieces to: role headers, training questions in every style, every answer, general sentences.
 
+    The domain's own sentences count several times, so that its words become whole pieces before rare ones do.
+    """
     rng = random.Random(recipe.corpus.seed)
     headers = ["human", "assistant", "system"] * 400
-    asked = [phrasing for q in training_questions() for phrasing in q.phrasings]
-    return [*headers, *asked, *(q.answer for q in questions()), *(general_text(rng) for _ in range(2000))]
+    asked = [
+        styled(phrasing, style, rng.randrange(4))
+        for q in training_questions()
+        for phrasing in q.phrasings
+        for style in STYLES
+    ]
+    domain = [*asked, *(q.answer for q in questions()), *(q.answer for q in questions())]
+    return [*headers, *domain * 2, *(general_text(rng) for _ in range(2000))]
 
 
 def dual_tokenizer(recipe: RecipeConfig, run_dir: Path) -> DualTokenizer:
     """The two trained tokenizers of a run."""
-    c = recipe.system.tokenizer
-    linguistic = jax.eval_shape(lambda: LinguisticTokenizer(c.linguistic, rngs=nnx.Rngs(0)))
-    semantic = jax.eval_shape(lambda: SemanticTokenizer(c.semantic, rngs=nnx.Rngs(0)))
-    return DualTokenizer.of(
-        c,
-        load_model(run_dir / "linguistic" / "linguistic.safetensors", linguistic),
-        load_model(run_dir / "semantic" / "semantic.safetensors", semantic),
+    parts = (
+        load_model(run_dir / name / f"{name}.safetensors", abstract(recipe.system, name))
+        for name in ("linguistic", "semantic")
     )
+    return DualTokenizer.of(recipe.system.tokenizer, *parts)
 
 
 def tokenize(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
 from aqaa_jax.config import to_dict
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
-from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.parts import abstract
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
@@ -79,8 +77,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
     )
     start = rows = None
     if name == "sft":
-        abstract = jax.eval_shape(lambda: Decoder(recipe.system.decoder, rngs=nnx.Rngs(0)))
-        start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract)
+        start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract(recipe.system, "decoder"))
     else:
         rows = codebook_rows(run_dir, recipe.system.decoder.embed)
     stage = LanguageStage(

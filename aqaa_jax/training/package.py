@@ -8,18 +8,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from aqaa_jax.checkpoint.files import load_model
 from aqaa_jax.checkpoint.folder import write_folder
-from aqaa_jax.codec.tokenizer import LinguisticTokenizer, SemanticTokenizer
 from aqaa_jax.config import to_dict
-from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.version import __version__
-from aqaa_jax.vocoder.flow import Flow
-from aqaa_jax.vocoder.hift import Hift
 
+STAGE_OF = {"decoder": "sft"}  # parts whose last stage has another name
 CARD = """# {name}
 
 A small spoken-question-answering model trained from nothing by aqaa_jax {version}: the modules of the full system
@@ -40,16 +37,9 @@ at pocket size.
 def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
     """``model/``: the folder that ``aqaa ask --model`` reads."""
     c = recipe.system
-    builders = {
-        "linguistic": (lambda: LinguisticTokenizer(c.tokenizer.linguistic, rngs=nnx.Rngs(0)), "linguistic"),
-        "semantic": (lambda: SemanticTokenizer(c.tokenizer.semantic, rngs=nnx.Rngs(0)), "semantic"),
-        "decoder": (lambda: Decoder(c.decoder, rngs=nnx.Rngs(0)), "sft"),
-        "flow": (lambda: Flow(c.vocoder.flow, rngs=nnx.Rngs(0)), "flow"),
-        "hift": (lambda: Hift(c.vocoder.hift, rngs=nnx.Rngs(0)), "hift"),
-    }
     parts = {
-        name: load_model(run_dir / stage / f"{name}.safetensors", jax.eval_shape(build))
-        for name, (build, stage) in builders.items()
+        name: load_model(run_dir / STAGE_OF.get(name, name) / f"{name}.safetensors", abstract(c, name))
+        for name in builders(c)
     }
     parameters = sum(leaf.size for part in parts.values() for leaf in jax.tree.leaves(part))
     spent = {p.parent.name: json.loads(p.read_text()) for p in sorted(run_dir.glob("*/done.json"))}
