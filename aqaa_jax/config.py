@@ -144,6 +144,7 @@ class DecoderConfig:
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
     remat: bool = False
+    scan: bool = True  # False: layers one by one; a few large programs, a fifth faster to train on a CPU
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class FlowConfig:
     encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
     regulator_layers: int = 4
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
-    temperature: float = 1.0  # of the starting noise
+    temperature: float = 1.0  # scale of the starting noise
+    training_noise: float = 1.0  # its scale in training
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published one on the log-mel itself
     mel_std: float = 1.0
     sigma_min: float = 1e-6

@@ -106,12 +106,15 @@ class Decoder(nnx.Module):
         return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
 
     def _over_layers(self, step: Any, carry: Any, remat: bool = False) -> tuple[Any, Any]:
-        """``carry, y = step(carry, block, layer)`` over the layers, scanned or, if unrolled, one by one."""
-        if not isinstance(self.blocks, nnx.List):
+        """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""
+        layers = range(self.config.layers)
+        if self.config.scan and not isinstance(self.blocks, nnx.List):
             return scan(step, carry, self.blocks, jnp.arange(self.config.layers), remat=remat)
+        blocks = self.blocks if isinstance(self.blocks, nnx.List) else [_layer(self.blocks, i) for i in layers]
+        body = jax.checkpoint(step, static_argnums=2) if remat else step
         ys = []
-        for layer, block in enumerate(self.blocks):
-            carry, y = step(carry, block, layer)
+        for layer in layers:
+            carry, y = body(carry, blocks[layer], layer)
             ys.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 

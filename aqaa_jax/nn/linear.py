@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
+from aqaa_jax.nn.project import project
 from aqaa_jax.sharding.axes import EMBED, VOCAB
 
 
@@ -30,7 +31,7 @@ class Linear(nnx.Module):
         self.bias = weight(rngs, (out_dim,), (axes[1],), zeros, dtype) if use_bias else None
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = project(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

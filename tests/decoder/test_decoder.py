@@ -129,13 +129,14 @@ def test_layer_inputs_and_unrolled(decoder):
     assert unrolled.blocks[0].attention.wq.get_metadata()["axes"] == ("embed", "heads", "head_dim")
 
 
-def test_remat_changes_neither_value_nor_gradient(decoder):
+@pytest.mark.parametrize("change", [{"remat": True}, {"scan": False}, {"scan": False, "remat": True}], ids=str)
+def test_how_layers_run_changes_neither_value_nor_gradient(decoder, change):
     tokens = ids(8, 2, 7)
-    remat = jax.tree.map(lambda w: w, decoder)
-    remat.config = dataclasses.replace(CONFIG, remat=True)
+    other = jax.tree.map(lambda w: w, decoder)
+    other.config = dataclasses.replace(CONFIG, **change)
     loss = jax.jit(jax.value_and_grad(lambda m: jnp.mean(jax.nn.logsumexp(m(tokens), axis=-1))))
     value, grads = loss(decoder)
-    again, grads_again = loss(remat)
+    again, grads_again = loss(other)
     np.testing.assert_allclose(again, value, rtol=1e-6)
     for name, grad in named_weights(grads).items():
         assert np.isfinite(grad).all() and np.abs(grad).max() > 0, name
