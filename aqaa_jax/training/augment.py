@@ -23,6 +23,11 @@ def warp_mels(x: Float[Array, "B T M"], factor_B: Float[Array, "B"]) -> Float[Ar
     return jnp.einsum("btm,bnm->btn", x, weights_BMm)
 
 
+def warp_factors(key: PRNGKeyArray, rows: int, warp: float) -> Float[Array, "B"]:
+    """Uniform in 1 ± ``warp``."""
+    return 1.0 + warp * jax.random.uniform(key, (rows,), minval=-1.0, maxval=1.0)
+
+
 def augment(
     x: Float[Array, "B T M"],
     key: PRNGKeyArray,
@@ -39,7 +44,8 @@ def augment(
     """
     B, T, M = x.shape
     keys = jax.random.split(key, 7)
-    x = warp_mels(x, 1.0 + warp * jax.random.uniform(keys[0], (B,), minval=-1.0, maxval=1.0))
+    if warp:
+        x = warp_mels(x, warp_factors(keys[0], B, warp))
     phases = jnp.linspace(0.0, jnp.pi, M)[None] * jnp.arange(1, 4)[:, None]  # three half-cosines
     gains_B3 = tilt * jax.random.normal(keys[1], (B, 3)) / jnp.arange(1, 4)
     x = x + jnp.einsum("bi,im->bm", gains_B3, jnp.cos(phases))[:, None]

@@ -116,7 +116,8 @@ class _Progress:
         if step % self.loop.log_every and step != self.loop.steps:
             return
         host = jax.device_get(self.pending)
-        means = {k: float(np.mean([m[k] for m in host])) for k in host[0]}
+        series = {k: np.array([m[k] for m in host]) for k in host[0]}
+        means = {k: float(np.nanmean(v)) for k, v in series.items() if not np.isnan(v).all()}
         self.pending = []
         done = step - self.first - 1
         rate = done / max(time.monotonic() - self.began, 1e-9) if done else 0.0

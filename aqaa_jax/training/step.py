@@ -17,12 +17,16 @@ LossFn = Callable[[Any, Any, jax.Array], Terms]
 
 
 def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted sum of the mean of every term; terms without a weight are reported only."""
+    """Weighted sum of the mean of every term; terms without a weight are reported only.
+
+    A term that counts nothing adds nothing; its reported mean is NaN.
+    """
     unknown = set(weights) - set(terms)
     if unknown:
         raise ValueError(f"loss weights {sorted(unknown)} name no term; the terms are {sorted(terms)}")
     means = {name: value / jnp.maximum(count, 1.0) for name, (value, count) in terms.items()}
-    return sum((weights[n] * means[n] for n in weights), jnp.zeros(())), means
+    reported = {name: jnp.where(terms[name][1] > 0, mean, jnp.nan) for name, mean in means.items()}
+    return sum((weights[n] * means[n] for n in weights), jnp.zeros(())), reported
 
 
 def make_train_step(

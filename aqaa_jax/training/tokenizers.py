@@ -27,10 +27,19 @@ HEARD = ("codec", "voice", "answers")  # the sets the tokenizers learn from
 
 
 def _data(
-    recipe: RecipeConfig, run_dir: Path, extract: Callable[[np.ndarray], np.ndarray], length: int, say: Say
+    recipe: RecipeConfig,
+    run_dir: Path,
+    extract: Callable[[np.ndarray], np.ndarray],
+    length: int,
+    say: Say,
+    *,
+    with_pitch: bool = False,
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Training and held-out utterances of at most ``length`` feature frames."""
-    sets = {name: labelled(corpus.clips(recipe, run_dir, name), extract) for name in (*HEARD, "held_out_speech")}
+    sets = {
+        name: labelled(corpus.clips(recipe, run_dir, name), extract, with_pitch=with_pitch)
+        for name in (*HEARD, "held_out_speech")
+    }
     everything = [u for name in HEARD for u in sets[name]]
     usable = [u for u in everything if len(u.features) <= length]
     say(f"{len(usable)} of {len(everything)} utterances have at most {length} frames")
@@ -74,7 +83,7 @@ def train_semantic(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         features = mel.whisper_log_mel(wav.energy_norm(samples), config.num_mels, config.sample_rate)
         return features[: len(features) // stride * stride]
 
-    train_set, held_out = _data(recipe, run_dir, extract, stage_config.length * stride, say)
+    train_set, held_out = _data(recipe, run_dir, extract, stage_config.length * stride, say, with_pitch=True)
     stage = SemanticStage(
         config=config,
         phones=len(phone_inventory()),

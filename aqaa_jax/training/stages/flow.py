@@ -101,7 +101,7 @@ class FlowStage:
             given.mask_BT,
         )
         t_B = flow_matching.flow_times(keys[2], B)
-        noise_BTM = jax.random.normal(keys[3], target_BTM.shape)
+        noise_BTM = c.training_noise * jax.random.normal(keys[3], target_BTM.shape)
         x_BTM, velocity_BTM = flow_matching.path(noise_BTM, target_BTM, t_B, c.sigma_min)
         predicted_BTM = model.velocity(
             x_BTM, condition.mask_BT, condition.mu_BTM, t_B, condition.spks_BM, condition.cond_BTM
@@ -119,7 +119,7 @@ class FlowStage:
     def evaluate(self, model: Flow) -> dict[str, float]:
         """Mean absolute log-mel error (nats) of sampled mels of the first held-out rows."""
         batch = self._collate(self.held_out[: self.rows], np.random.default_rng(0))
-        noise = jax.random.normal(jax.random.key(0), batch["mel"].shape)
+        noise = self.config.temperature * jax.random.normal(jax.random.key(0), batch["mel"].shape)
         speaker = jnp.zeros((len(batch["mel"]), self.config.speaker_dim))
         sample = jax.jit(lambda m, b: m.sample(b["tokens"], b["token_lengths"], b["mel_lengths"], speaker, noise))
         mask = np.arange(self.length)[None] < batch["mel_lengths"][:, None]
