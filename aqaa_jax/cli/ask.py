@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: list[str]) -> int:
-    """Read the question, answer it, write what was asked for; nothing is written when anything fails."""
+    """Read the question, answer it, write what was asked for, the speech last: where it is, nothing failed."""
     args = parser().parse_args(argv)
     for path in (args.output, args.text, args.plot):
         if path and not (parent := Path(path).parent).is_dir():
@@ -44,7 +44,6 @@ def run(argv: list[str]) -> int:
     answer = model.ask(question, sample_rate=rate, seed=args.seed, transcript_first=args.transcript_first)
     if not len(answer.wav):
         raise ValueError(f"{args.question}: the model answered without speech (text: {answer.text!r})")
-    answer.save(args.output)
     if args.text:
         with atomic.written(args.text) as part:
             part.write_text(f"{answer.text}\n")
@@ -54,6 +53,7 @@ def run(argv: list[str]) -> int:
         titles = {f"question: {Path(args.question).name}": (question, rate)}
         titles[f"answer: “{answer.text}”"] = (answer.wav, answer.sample_rate)
         spectrograms(titles, args.plot)
+    answer.save(args.output)
     report = {
         "text": answer.text,
         **({"heard": answer.heard} if args.transcript_first else {}),
