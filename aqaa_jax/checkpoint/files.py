@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from aqaa_jax import atomic
 from aqaa_jax.checkpoint.tree import named_weights, with_weights
 
 Model = TypeVar("Model", bound=nnx.Module)
+SCALE = ".scale"  # of a table stored as int8
 
 
 def save_file(path: str | Path, weights: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -51,10 +52,24 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def save_model(path: str | Path, model: nnx.Module, *, dtype: Any = None, metadata: Mapping[str, str] | None = None):
-    """Write every weight of ``model``, cast to ``dtype`` if given (float weights only)."""
-    weights = {}
+def save_model(
+    path: str | Path,
+    model: nnx.Module,
+    *,
+    dtype: Any = None,
+    tables: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write every weight of ``model``, cast to ``dtype`` if given (float weights only).
+
+    Weights named in ``tables`` (rows by width) are stored as int8 with a float32 scale per row (``name.scale``): half
+    of float16 at an error of at most 1/254 of the largest value of a row.
+    """
+    weights: dict[str, Any] = {}
     for name, value in named_weights(model).items():
+        if name in tables:
+            weights[name], weights[name + SCALE] = _int8_rows(np.asarray(value, np.float32))
+            continue
         cast = dtype is not None and np.issubdtype(np.dtype(value.dtype), np.floating)
         weights[name] = value.astype(dtype) if cast else value
     save_file(path, weights, metadata)
@@ -62,4 +77,15 @@ def save_model(path: str | Path, model: nnx.Module, *, dtype: Any = None, metada
 
 def load_model(path: str | Path, abstract: Model) -> Model:
     """``abstract`` (from ``jax.eval_shape``) filled from a file; strict about names and shapes."""
-    return with_weights(abstract, read_file(path), source=str(path))
+    weights = read_file(path)
+    for name in [n for n, value in weights.items() if value.dtype == np.int8 and n + SCALE in weights]:
+        scale, rows = weights.pop(name + SCALE), (*weights[name].shape[:-1], 1)
+        if scale.shape != rows:
+            raise ValueError(f"{path}: tensor {name + SCALE!r} has shape {scale.shape}, expected {rows}")
+        weights[name] = weights[name].astype(np.float32) * scale
+    return with_weights(abstract, weights, source=str(path))
+
+
+def _int8_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(np.abs(table).max(axis=-1, keepdims=True), 1e-30) / 127.0
+    return np.round(table / scale).astype(np.int8), scale.astype(np.float32)

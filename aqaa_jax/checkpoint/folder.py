@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,8 +30,9 @@ def write_folder(
     card: str = "",
     provenance: Mapping[str, Any] | None = None,
     dtype: Any = None,
+    tables: Sequence[str] = (),
 ) -> None:
-    """Write a whole system to ``directory``, float weights cast to ``dtype`` if given.
+    """Write a whole system to ``directory``, float weights cast to ``dtype`` if given, ``tables`` to int8 rows.
 
     ``provenance`` (config, seed, command, versions) is stored in ``config.json``. Raises ``ValueError`` unless
     ``parts`` are exactly ``PARTS``.
@@ -42,7 +43,8 @@ def write_folder(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
     for name, part in parts.items():
-        save_model(directory / f"{name}.safetensors", part, dtype=dtype, metadata={"part": name})
+        metadata = {"part": name}
+        save_model(directory / f"{name}.safetensors", part, dtype=dtype, tables=tables, metadata=metadata)
     (directory / TEXT_MODEL).write_bytes(text_model)
     if card:
         (directory / "README.md").write_text(card)

@@ -23,6 +23,20 @@ def test_round_trip_is_exact(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+def test_tables_are_stored_as_int8_rows(tmp_path):
+    model, path = build(), tmp_path / "m.safetensors"
+    save_model(path, model, dtype=np.float16, tables=["kernel"])
+    stored = read_file(path)
+    assert stored["kernel"].dtype == np.int8 and stored["kernel.scale"].shape == (3, 1)
+    kernel = np.asarray(model.kernel[...])
+    again = load_model(path, jax.eval_shape(build)).kernel[...]
+    assert again.dtype == np.float32
+    assert np.all(np.abs(again - kernel) <= np.abs(kernel).max(axis=-1, keepdims=True) / 253)
+    save_file(path, {**stored, "kernel.scale": stored["kernel.scale"][:1]})
+    with pytest.raises(ValueError, match=r"'kernel.scale' has shape \(1, 1\), expected \(3, 1\)"):
+        load_model(path, jax.eval_shape(build))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
