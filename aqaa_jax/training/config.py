@@ -11,13 +11,15 @@ STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretr
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, cosine decay to ``final_fraction`` of the peak, and global-norm clipping."""
+    """AdamW or Muon with warm-up, cosine decay to ``final_fraction`` of the peak, and global-norm clipping."""
 
+    kind: str = "adamw"  # or "muon": hidden matrices orthogonalised, everything else AdamW
     peak_lr: float = 1e-3
     final_fraction: float = 0.05
     warmup_steps: int = 100
     beta1: float = 0.9
     beta2: float = 0.98
+    muon_beta: float = 0.95  # momentum of the hidden matrices
     eps: float = 1e-8
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
@@ -67,9 +69,11 @@ class MixConfig:
     tts: float = 1.0  # text -> speech of it in the answer voice
     continuation: float = 0.0  # first part of a spoken question -> the rest
     tqtaa: float = 1.0  # written question -> woven answer
+    tqta: float = 0.0  # written question -> written answer
     aqta: float = 1.0  # spoken question -> written answer
     aqtaa: float = 4.0  # spoken question -> woven answer
     transcript_first: float = 0.0  # spoken question -> its text, then the woven answer
+    emphasis: tuple[str, ...] = ()  # question families seen once more for every time they are named
     code_noise: float = 0.0  # probability that an input audio code is replaced by a random one
 
 
@@ -78,6 +82,7 @@ class RecipeConfig:
     """From nothing to a shipped model."""
 
     name: str = "pocket"
+    start: str = ""  # a model folder: its tokenizers, vocoder and text pieces are kept, its decoder goes into sft
     system: SystemConfig = field(default_factory=SystemConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     text_pieces: int = 400  # of the text tokenizer: few, so that text runs beside the audio it belongs to

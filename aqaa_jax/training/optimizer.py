@@ -6,8 +6,14 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers, muon
 
+from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
 from aqaa_jax.training.config import OptimizerConfig
+
+HIDDEN = frozenset({HEADS, KV_HEADS, HEAD_DIM, MLP})  # what a hidden matrix maps the model width to, or from
+MUON_RMS = 0.2  # of an update at learning rate 1: that of AdamW, so that one learning rate serves both
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -19,19 +25,54 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW; weight decay touches arrays of rank two and more, not scales and biases."""
+    """AdamW or Muon, after clipping; weight decay touches arrays of rank two and more, not scales and biases.
 
-    def matrices(params: Any) -> Any:
-        return jax.tree.map(lambda p: p.ndim >= 2, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(config, steps),
+    Raises ``ValueError`` for another ``config.kind``.
+    """
+    rate = schedule(config, steps)
+    if config.kind == "adamw":
+        rule = optax.adamw(
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=matrices,
-        ),
-    )
+            mask=_matrices,
+        )
+    elif config.kind == "muon":
+        rule = muon(
+            rate,
+            beta=config.muon_beta,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_matrices,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=muon_axes,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        raise ValueError(f"optimizer kind {config.kind!r} is none of adamw, muon")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def muon_axes(params: Any) -> Any:
+    """For each weight the two groups of axes that make it a matrix for Muon, or None: AdamW's.
+
+    A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; a leading
+    ``LAYERS`` axis is a batch of matrices. Embeddings, heads, convolutions, scales and biases stay with AdamW,
+    which has Nesterov momentum there (Jordan 2024, "Muon").
+    """
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata()["axes"]
+        width = [i for i, name in enumerate(axes) if name == EMBED]
+        rest = tuple(i for i, name in enumerate(axes) if name not in (EMBED, LAYERS))
+        hidden = len(width) == 1 and rest and all(axes[i] in HIDDEN for i in rest)
+        return variable.replace(MuonDimensionNumbers(width[0], rest) if hidden else None)
+
+    return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)

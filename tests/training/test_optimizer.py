@@ -1,0 +1,76 @@
+"""AdamW and Muon: which weights are orthogonalised, how large their updates are, what a bad kind does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers
+
+from aqaa_jax.checkpoint.tree import named_weights
+from aqaa_jax.config import DecoderConfig
+from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.training.config import OptimizerConfig
+from aqaa_jax.training.optimizer import MUON_RMS, make_optimizer, muon_axes
+
+DECODER = DecoderConfig(vocab=40, embed=16, mlp=24, heads=4, kv_heads=2, head_dim=8, layers=3, max_length=32)
+FLAT = OptimizerConfig(kind="muon", peak_lr=1.0, warmup_steps=0, final_fraction=1.0, weight_decay=0.0, clip_norm=1e9)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(DECODER, rngs=nnx.Rngs(0))
+
+
+def first_update(model, config):
+    optimizer = make_optimizer(config, 10)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    grads = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), model)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(model), model)
+    return {name: np.asarray(value) for name, value in named_weights(updates).items()}
+
+
+def test_muon_takes_the_hidden_matrices_only(model):
+    chosen = {name for name, axes in named_weights(muon_axes(model)).items() if axes is not None}
+    matrices = ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "mlp.gate", "mlp.up", "mlp.down")
+    assert chosen == {f"blocks.{name}" for name in matrices}
+    axes = named_weights(muon_axes(model))
+    assert axes["blocks.attention.wq"] == MuonDimensionNumbers(1, (2, 3))  # layers are a batch
+    assert axes["blocks.attention.wo"] == MuonDimensionNumbers(3, (1, 2))
+
+
+def test_a_muon_update_is_nearly_orthogonal_in_every_layer_and_of_adamw_size(model):
+    updates = first_update(model, FLAT)
+    shapes = {"blocks.attention.wq": (16, 32), "blocks.attention.wo": (32, 16), "blocks.mlp.up": (16, 24)}
+    for name, shape in shapes.items():
+        for layer in updates[name]:
+            singular = np.linalg.svd(layer.reshape(shape), compute_uv=False) / (MUON_RMS * max(shape) ** 0.5)
+            assert singular.min() > 0.5 and singular.max() < 1.4, (name, singular)
+    for name in ("embedding.table", "head", "norm.scale"):  # Adam's first step: one size for every element
+        np.testing.assert_allclose(np.abs(updates[name]), np.abs(updates[name]).flat[0], rtol=1e-3)
+
+
+def test_muon_learns(model):
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", peak_lr=0.02, warmup_steps=2), 60)
+    tokens = jax.random.randint(jax.random.key(0), (4, 12), 0, 40)
+
+    def loss(m):
+        picked = jnp.take_along_axis(jax.nn.log_softmax(m(tokens[:, :-1])), tokens[:, 1:, None], axis=-1)
+        return -jnp.mean(picked)
+
+    @jax.jit
+    def step(m, state):
+        value, grads = jax.value_and_grad(loss)(m)
+        updates, state = optimizer.update(grads, state, m)
+        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), m, updates), state, value
+
+    state, values = optimizer.init(model), []
+    for _ in range(60):
+        model, state, value = step(model, state)
+        values.append(float(value))
+    assert values[-1] < 0.2 * values[0]
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind 'sgd' is none of adamw, muon"):
+        make_optimizer(OptimizerConfig(kind="sgd"), 10)
