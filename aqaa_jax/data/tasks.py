@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from aqaa_jax.tokens.interleave import Segment, unweave_audio, weave_audio
 from aqaa_jax.tokens.text import TextTokenizer
 from aqaa_jax.tokens.vocab import Vocab
 
-TASKS = ("asr", "tts", "continuation", "tqtaa", "aqta", "aqtaa", "transcript_first")
+TASKS = ("asr", "tts", "continuation", "tqta", "tqtaa", "aqta", "aqtaa", "transcript_first")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,20 @@ class SpokenSet:
 
     items: Sequence[Item]
     audio: Sequence[np.ndarray]
+
+    def emphasised(self, families: Sequence[str]) -> SpokenSet:
+        """The set with the items of a family once more for every time the family is named.
+
+        Raises ``ValueError`` for a family that has no item.
+        """
+        order = list(range(len(self.items)))
+        for family in families:
+            members = [i for i, item in enumerate(self.items) if item.family == family]
+            if not members:
+                known = sorted({item.family for item in self.items})
+                raise ValueError(f"no question of family {family!r}; there are {', '.join(known)}")
+            order += members
+        return SpokenSet([self.items[i] for i in order], [self.audio[i] for i in order])
 
 
 @dataclass(frozen=True)
@@ -40,12 +55,11 @@ class SpokenTasks:
     weave: WeaveConfig
     code_noise: float = 0.0  # probability that an audio code of a question is replaced by a random one
 
-    def lengths(self) -> dict[str, np.ndarray]:
-        """Ids in every example of every task."""
+    def lengths(self, tasks: Iterable[str] = TASKS) -> dict[str, np.ndarray]:
+        """Ids in every example of each of ``tasks``."""
         rng = np.random.default_rng(0)
-        counts = {task: len(self.questions.items) for task in TASKS} | {
-            "tts": len(self.answers.items) + len(self.voice.items)
-        }
+        asked, spoken = len(self.questions.items), len(self.answers.items) + len(self.voice.items)
+        counts = {task: spoken if task == "tts" else asked for task in tasks}
         return {
             task: np.array([len(self.example(task, i, rng)[0]) for i in range(count)]) for task, count in counts.items()
         }
@@ -64,6 +78,8 @@ class SpokenTasks:
             return prompt.written_answer(heard, item.answer, self.text)
         if task == "aqtaa":
             return prompt.spoken_answer(heard, answer, self.text, self.weave)
+        if task == "tqta":
+            return prompt.written_answer(spoken, item.answer, self.text)
         if task == "tqtaa":
             return prompt.spoken_answer(spoken, answer, self.text, self.weave)
         if task == "transcript_first":
@@ -101,9 +117,9 @@ def load_audio(path: str | Path) -> list[np.ndarray]:
     return [ids[a:b] for a, b in itertools.pairwise(offsets)]
 
 
-def shares(mix: Mapping[str, float]) -> dict[str, float]:
-    """The task shares of a mixture; raises ``ValueError`` for an unknown task."""
-    unknown = set(mix) - set(TASKS) - {"code_noise"}
+def shares(mix: Mapping[str, Any]) -> dict[str, float]:
+    """The positive task shares of a mixture; raises ``ValueError`` for an unknown task."""
+    unknown = set(mix) - set(TASKS) - {"code_noise", "emphasis"}
     if unknown:
         raise ValueError(f"unknown tasks {sorted(unknown)} in the mixture; expected some of {', '.join(TASKS)}")
-    return {task: share for task, share in mix.items() if task in TASKS}
+    return {task: share for task, share in mix.items() if task in TASKS and share > 0}

@@ -76,11 +76,32 @@ def test_code_noise_changes_codes_within_their_codebook(tasks):
     assert 0.3 < np.mean(heard != clean) < 0.7
 
 
+def test_emphasis_repeats_the_items_of_a_family(tasks):
+    items = tasks.questions.items
+    family = items[0].family
+    members = [i for i, item in enumerate(items) if item.family == family]
+    more = tasks.questions.emphasised((family, family))
+    assert list(more.items) == [*items, *(items[i] for i in members * 2)]
+    assert all(a is tasks.questions.audio[i] for a, i in zip(more.audio[len(items) :], members * 2, strict=True))
+    assert list(tasks.questions.emphasised(()).items) == list(items)
+    with pytest.raises(ValueError, match="no question of family 'algebra'"):
+        tasks.questions.emphasised(("algebra",))
+
+
+def test_lengths_of_some_tasks_are_those_of_the_examples(tasks):
+    lengths = tasks.lengths(("tqta", "tts"))
+    assert set(lengths) == {"tqta", "tts"}
+    rng = np.random.default_rng(0)
+    assert lengths["tqta"].tolist() == [
+        len(tasks.example("tqta", i, rng)[0]) for i in range(len(tasks.questions.items))
+    ]
+
+
 def test_ragged_files_and_shares(tasks, tmp_path):
     save_audio(tmp_path / "a.npz", tasks.questions.audio)
     for a, b in zip(load_audio(tmp_path / "a.npz"), tasks.questions.audio, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert shares({"asr": 1.0, "code_noise": 0.1}) == {"asr": 1.0}
+    assert shares({"asr": 1.0, "tts": 0.0, "code_noise": 0.1, "emphasis": ()}) == {"asr": 1.0}
     with pytest.raises(ValueError, match="unknown tasks"):
         shares({"sing": 1.0})
     with pytest.raises(ValueError, match="unknown task"):
