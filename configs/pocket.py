@@ -2,12 +2,14 @@
 
     aqaa train --config=configs/pocket.py --run_dir=runs/pocket        # or: make pocket
 
-The same modules as ``configs/aqaa_130b.py``; only numbers differ. ``:smoke`` runs the whole recipe in a minute
+The same modules as ``configs/aqaa_130b.py``; only numbers differ. ``:more`` goes on from the shipped model: its
+tokenizers and flow are kept, its decoder and HiFT are trained further. ``:smoke`` runs the whole recipe in a minute
 or two at a size that learns nothing, for tests.
 """
 
 from ml_collections import ConfigDict
 
+STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain", "sft", "package")
 TEXT_VOCAB = 1024  # ids below the first audio id: control 0-67, bytes and text pieces
 
 
@@ -34,11 +36,13 @@ def _language(steps: int, tokens: int, lr: float, final_fraction: float) -> dict
 
 
 def get_config(arg: str = "pocket") -> ConfigDict:
-    if arg not in ("pocket", "smoke"):
-        raise ValueError(f"configs/pocket.py:{arg} is not known; expected :pocket or :smoke")
+    if arg not in ("pocket", "more", "smoke"):
+        raise ValueError(f"configs/pocket.py:{arg} is not known; expected :pocket, :more or :smoke")
     config = ConfigDict(
         {
             "name": arg,
+            "start": "",
+            "stages": STAGES,
             "system": {
                 "name": arg,
                 "tokenizer": {
@@ -91,9 +95,22 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "sft_mix": {"asr": 1.0, "tts": 0.2, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0},
         }
     )
+    if arg == "more":
+        _go_on(config)
     if arg == "smoke":
         _shrink(config)
     return config
+
+
+def _go_on(config: ConfigDict) -> None:
+    """From the shipped model: its vocoder trained longer, its decoder too, with weight on what it knows least."""
+    config.start = "aqaa_jax/assets/pocket"
+    config.stages = ("corpus", "tokenize", "hift", "sft", "package")
+    config.hift = ConfigDict(_stage(5000, 8, 32, 1e-3, ema_decay=0.99))
+    config.sft = ConfigDict(_language(5600, 2048, 1.5e-3, 0.02))
+    config.sft.optimizer.kind = "muon"
+    mix = {"asr": 1.5, "tts": 0.2, "tqta": 2.0, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0}
+    config.sft_mix = ConfigDict({**mix, "emphasis": ("addition", "addition", "subtraction", "subtraction", "numbers")})
 
 
 def _shrink(config: ConfigDict) -> None:

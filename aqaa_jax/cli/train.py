@@ -42,5 +42,5 @@ def run(argv: list[str]) -> int:
     from aqaa_jax.training.recipe import run_recipe
 
     recipe = from_dict(RecipeConfig, chosen)
-    run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value)
+    run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
     return 0

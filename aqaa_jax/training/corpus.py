@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from aqaa_jax.checkpoint.files import load_model
+from aqaa_jax.checkpoint.folder import TEXT_MODEL
 from aqaa_jax.codec.tokenizer import DualTokenizer
 from aqaa_jax.data import corpus
 from aqaa_jax.data.questions import STYLES, questions, styled, training_questions
@@ -23,6 +24,7 @@ from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import RecipeConfig
 
 SETS = ("codec", "voice", "answers", "questions", "held_out_speech")
+SPOKEN = ("questions", "answers", "voice")  # the sets the decoder learns from
 HELD_OUT = 400  # spoken questions in new voices that watch the tokenizers
 BOTH_RATES = (16000, 22050)
 
@@ -61,16 +63,16 @@ def clips(recipe: RecipeConfig, run_dir: Path, name: str, say: Callable[[str], N
 
 
 def render_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
-    """Render every set and train the text tokenizer."""
-    for name in SETS:
+    """Render every set and train the text tokenizer; a run that starts from a model has the tokenizers already."""
+    for name in SPOKEN if recipe.start else SETS:
         clips(recipe, run_dir, name, say)
-    train_pocket(
-        _texts(recipe), run_dir / "corpus" / "tokenizer.model", Vocab(recipe.system.vocab), size=recipe.text_pieces
-    )
+    if recipe.start:
+        return
+    train_pocket(_texts(recipe), run_dir / "corpus" / TEXT_MODEL, Vocab(recipe.system.vocab), size=recipe.text_pieces)
 
 
 def text_tokenizer(recipe: RecipeConfig, run_dir: Path) -> TextTokenizer:
-    return TextTokenizer.load(run_dir / "corpus" / "tokenizer.model", Vocab(recipe.system.vocab))
+    return TextTokenizer.load(run_dir / "corpus" / TEXT_MODEL, Vocab(recipe.system.vocab))
 
 
 def _texts(recipe: RecipeConfig) -> list[str]:
@@ -86,8 +88,8 @@ def _texts(recipe: RecipeConfig) -> list[str]:
         for phrasing in q.phrasings
         for style in STYLES
     ]
-    domain = [*asked, *(q.answer for q in questions()), *(q.answer for q in questions())]
-    return [*headers, *domain * 2, *(general_text(rng) for _ in range(2000))]
+    answered = [q.answer for q in questions()]
+    return [*headers, *asked * 2, *answered * 4, *(general_text(rng) for _ in range(2000))]
 
 
 def dual_tokenizer(recipe: RecipeConfig, run_dir: Path) -> DualTokenizer:
@@ -114,7 +116,7 @@ def tokenize(
 def tokenize_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
     """Audio ids of the questions, the answers and the answer voice, to ``tokenize/*.npz``."""
     tokenizer, vocab = dual_tokenizer(recipe, run_dir), Vocab(recipe.system.vocab)
-    for name in ("questions", "answers", "voice"):
+    for name in SPOKEN:
         path, began = run_dir / "tokenize" / f"{name}.npz", time.monotonic()
         if path.exists():
             continue

@@ -17,6 +17,7 @@ from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.stages.language import LanguageStage
+from aqaa_jax.training.start import started
 
 Say = Callable[[str], None]
 
@@ -28,7 +29,7 @@ def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig) -> SpokenT
         return SpokenSet(corpus.items(recipe, name), load_audio(run_dir / "tokenize" / f"{name}.npz"))
 
     return SpokenTasks(
-        questions=spoken("questions"),
+        questions=spoken("questions").emphasised(mix.emphasis),
         answers=spoken("answers"),
         voice=spoken("voice"),
         text=corpus.text_tokenizer(recipe, run_dir),
@@ -68,16 +69,19 @@ def _principal(x: np.ndarray, width: int) -> np.ndarray:
 
 def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
     tasks = spoken_tasks(recipe, run_dir, mix)
+    wanted = shares(to_dict(mix))
     plan = BucketPlan(
-        tasks.lengths(),
-        shares(to_dict(mix)),
+        tasks.lengths(wanted),
+        wanted,
         tokens=stage_config.tokens,
         steps=stage_config.loop.steps,
         seed=stage_config.loop.seed,
     )
     start = rows = None
     if name == "sft":
-        start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract(recipe.system, "decoder"))
+        start = started(recipe, run_dir, name, "decoder")
+        if start is None:
+            start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract(recipe.system, "decoder"))
     else:
         rows = codebook_rows(run_dir, recipe.system.decoder.embed)
     stage = LanguageStage(
@@ -87,10 +91,9 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         plan=plan,
         examples=tasks.example,
         seed=stage_config.loop.seed,
-        start=start,
         audio_rows=rows,
     )
-    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, log=say)
+    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
     save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
 
 

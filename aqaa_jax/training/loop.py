@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aqaa_jax.checkpoint.files import write_json
@@ -57,9 +58,12 @@ def train(
     loop: LoopConfig,
     optimizer_config: OptimizerConfig,
     *,
+    start: Any | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Any:
     """Train ``stage`` to ``loop.steps`` in ``run_dir`` (resuming what is there) and return the model.
+
+    ``start`` is a model to go on from, in place of the stage's new one.
 
     The averaged model is returned when ``ema_decay`` is set. SIGTERM saves and exits with code 143;
     running the same command again goes on from there with the same batches and random numbers.
@@ -69,7 +73,9 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(optimizer_config, loop.steps)
     key = jax.random.key(loop.seed)
-    state = init_state(stage.init(jax.random.fold_in(key, 0)), optimizer, ema=loop.ema_decay > 0)
+    # A copy, because the step gives the memory of its state away.
+    model = stage.init(jax.random.fold_in(key, 0)) if start is None else jax.tree.map(jnp.copy, start)
+    state = init_state(model, optimizer, ema=loop.ema_decay > 0)
     store = Store(run_dir / "checkpoints", keep=loop.keep)
     latest = store.latest()
     if latest is not None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aqaa_jax.checkpoint.files import load_model
-from aqaa_jax.checkpoint.folder import write_folder
+from aqaa_jax.checkpoint.folder import TEXT_MODEL, write_folder
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
@@ -49,11 +49,11 @@ def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> 
         folder,
         c,
         parts,
-        (run_dir / "corpus" / "tokenizer.model").read_bytes(),
+        (run_dir / "corpus" / TEXT_MODEL).read_bytes(),
         card=CARD.format(name=recipe.name, version=__version__, parameters=f"{parameters:,}"),
         provenance={
             "version": __version__,
-            "command": f"aqaa train --config=configs/{recipe.name}.py",
+            "command": f"aqaa train --config=configs/pocket.py:{recipe.name}",
             "recipe": {k: v for k, v in to_dict(recipe).items() if k != "system"},
             "stages": spent,
         },

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aqaa_jax.checkpoint.files import write_json
 from aqaa_jax.config import to_dict
-from aqaa_jax.training import corpus, language, package, tokenizers, vocoders
+from aqaa_jax.training import corpus, language, package, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
 
 Say = Callable[[str], None]
@@ -42,8 +42,10 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
             raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(STAGES)}")
     run_dir.mkdir(parents=True, exist_ok=True)
     _same_recipe(recipe, run_dir)
+    if recipe.start:
+        start.begin(recipe, run_dir)
     for name in STAGES:
-        if name not in recipe.stages or (only and name not in only):
+        if name not in recipe.stages or (only is not None and name not in only):
             continue
         done = run_dir / name / "done.json"
         if done.exists():

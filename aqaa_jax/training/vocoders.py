@@ -20,6 +20,7 @@ from aqaa_jax.training.language import codebook_rows
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.stages.flow import FlowStage, TokenMel
 from aqaa_jax.training.stages.hift import HiftStage, MelWav
+from aqaa_jax.training.start import started
 
 Say = Callable[[str], None]
 SPOKEN = ("answers", "voice")
@@ -47,6 +48,7 @@ def train_flow(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         for ids, waveform in zip(audio, _waveforms(recipe, run_dir, name), strict=True):
             items.append(TokenMel(vocab.vocoder_codes(ids), mels.vocoder_mel(waveform, config.mel)))
     train_set, held_out = _split(items)
+    first = started(recipe, run_dir, "flow", "flow")
     stage = FlowStage(
         config=config,
         train=train_set,
@@ -54,10 +56,10 @@ def train_flow(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         rows=stage_config.batch,
         length=stage_config.length,
         seed=stage_config.loop.seed,
-        token_rows=codebook_rows(run_dir, config.encoder.embed),
+        token_rows=codebook_rows(run_dir, config.encoder.embed) if first is None else None,
         weights={"velocity": 1.0, "prior": recipe.prior_weight},
     )
-    model = train(stage, run_dir / "flow", stage_config.loop, stage_config.optimizer, log=say)
+    model = train(stage, run_dir / "flow", stage_config.loop, stage_config.optimizer, start=first, log=say)
     save_model(run_dir / "flow" / "flow.safetensors", model, metadata={"part": "flow"})
 
 
@@ -80,5 +82,6 @@ def train_hift(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         length=stage_config.length,
         seed=stage_config.loop.seed,
     )
-    model = train(stage, run_dir / "hift", stage_config.loop, stage_config.optimizer, log=say)
+    first = started(recipe, run_dir, "hift", "hift")
+    model = train(stage, run_dir / "hift", stage_config.loop, stage_config.optimizer, start=first, log=say)
     save_model(run_dir / "hift" / "hift.safetensors", model, metadata={"part": "hift"})

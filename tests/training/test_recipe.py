@@ -1,28 +1,37 @@
 """The whole recipe at smoke size: from nothing to a folder that answers; finished stages are skipped."""
 
 import importlib.util
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from aqaa_jax.checkpoint.folder import read_part
 from aqaa_jax.config import from_dict
+from aqaa_jax.inference.answer import Aqaa
+from aqaa_jax.parts import abstract
 from aqaa_jax.training.config import RecipeConfig
+from aqaa_jax.training.corpus import text_tokenizer
 from aqaa_jax.training.recipe import run_recipe
+from aqaa_jax.training.start import started
 
 
-def smoke(**changes) -> RecipeConfig:
+def pocket(variant: str, **changes) -> RecipeConfig:
     path = Path(__file__).parents[2] / "configs" / "pocket.py"
     spec = importlib.util.spec_from_file_location("pocket", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_dict(RecipeConfig, {**module.get_config("smoke").to_dict(), **changes})
+    return from_dict(RecipeConfig, {**module.get_config(variant).to_dict(), **changes})
+
+
+def smoke(**changes) -> RecipeConfig:
+    return pocket("smoke", **changes)
 
 
 @pytest.mark.long
 def test_smoke_recipe_ends_in_a_model_that_answers(tmp_path, capsys):
-    from aqaa_jax.inference.answer import Aqaa
-
     run_recipe(smoke(), tmp_path)
     model = Aqaa.load(tmp_path / "model")
     wav = np.sin(np.arange(16000) / 20).astype(np.float32)
@@ -41,3 +50,30 @@ def test_unknown_stage_and_changed_recipe_are_refused(tmp_path):
     changed = smoke(stages=(), corpus={"seed": 5})
     with pytest.raises(ValueError, match="begun with other values of corpus"):
         run_recipe(changed, tmp_path)
+
+
+SHIPPED = Path(__file__).parents[2] / "aqaa_jax" / "assets" / "pocket"
+
+
+def test_a_run_can_begin_from_a_model_folder(tmp_path):
+    more = pocket("more", start=str(SHIPPED))
+    run_recipe(more, tmp_path, only=[])
+    for name, stage in (("linguistic", "linguistic"), ("semantic", "semantic"), ("flow", "flow")):
+        assert (tmp_path / stage / f"{name}.safetensors").read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
+        assert json.loads((tmp_path / stage / "done.json").read_text())["start"] == str(SHIPPED)
+    for part, stage in (("decoder", "sft"), ("hift", "hift")):
+        first, shipped = started(more, tmp_path, stage, part), read_part(SHIPPED, part, abstract(more.system, part))
+        jax.tree.map(np.testing.assert_array_equal, first, shipped)
+        assert not (tmp_path / stage / "done.json").exists()
+    assert started(more, tmp_path, "flow", "flow") is None
+    assert text_tokenizer(more, tmp_path).encode_span("seven") == Aqaa.load().system.text.encode_span("seven")
+
+
+def test_a_folder_of_another_size_cannot_begin_a_run(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer, decoder, vocoder is not configured as the recipe's"):
+        run_recipe(smoke(start=str(SHIPPED), stages=["sft"]), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        run_recipe(smoke(start=str(tmp_path / "nowhere"), stages=["sft"]), tmp_path / "run")
+    with pytest.raises(ValueError, match="stage 'semantic' cannot go on from a model folder"):
+        run_recipe(pocket("pocket", start=str(SHIPPED), stages=["semantic"]), tmp_path / "other")
+    assert not (tmp_path / "sft").exists()

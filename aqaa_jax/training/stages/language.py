@@ -25,7 +25,7 @@ Examples = Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarra
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """One of pretrain / sft: the same loss over another mixture. ``start`` is the model to go on from."""
+    """One of pretrain / sft: the same loss over another mixture."""
 
     name: str
     decoder: DecoderConfig
@@ -33,14 +33,11 @@ class LanguageStage:
     plan: BucketPlan
     examples: Examples
     seed: int
-    start: Decoder | None = None
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
     weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0})
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
 
     def init(self, key: jax.Array) -> Decoder:
-        if self.start is not None:
-            return jax.tree.map(jnp.copy, self.start)  # the loop donates its state
         model = Decoder(self.decoder, rngs=nnx.Rngs(key))
         return model if self.audio_rows is None else _with_audio_rows(model, self.vocab, self.audio_rows)
 
