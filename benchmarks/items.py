@@ -27,7 +27,8 @@ ITEMS = {
     "semantic": ("S3 encoder and codebook, mel to codes", "s of audio", SECONDS, 1.0),
     "flow": ("velocity estimator, 10 guided Euler steps", "s of audio", SECONDS, 1.0),
     "hift": ("HiFT with F0 predictor, mel to waveform", "s of audio", SECONDS, 1.5),
-    "decode": ("1 B decoder, greedy, batch 1", "tokens", NEW_TOKENS, 2.0),
+    "decode": ("1 B decoder, greedy, batch 1; ours with int8 weights", "tokens", NEW_TOKENS, 2.0),
+    "decode_float32": ("the same, both sides float32", "tokens", NEW_TOKENS, 1.0),
 }
 
 

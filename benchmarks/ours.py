@@ -58,12 +58,20 @@ def hift() -> Run:
 
 
 def decode() -> Run:
+    return _decode(Decoder.int8)
+
+
+def decode_float32() -> Run:
+    return _decode(Decoder.unrolled)
+
+
+def _decode(form: Callable[[Decoder], Decoder]) -> Run:
     config = DecoderConfig(**items.DECODER, dtype="float32", param_dtype="float32")
-    model = Decoder(config, **RNGS).unrolled()
+    model = form(Decoder(config, **RNGS))
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=items.NEW_TOKENS)
     prompt = [np.arange(10, 10 + items.PROMPT)]
     return lambda: generate(model, prompt, sampling, stop_ids=(), key=jax.random.key(0))
 
 
 if __name__ == "__main__":
-    items.main({f.__name__: f for f in (linguistic, semantic, flow, hift, decode)})
+    items.main({f.__name__: f for f in (linguistic, semantic, flow, hift, decode, decode_float32)})

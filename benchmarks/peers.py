@@ -142,5 +142,9 @@ def _bare(*packages: str) -> None:
         sys.modules[name] = module
 
 
+def decode_float32() -> Run:
+    return decode()
+
+
 if __name__ == "__main__":
-    items.main({f.__name__: f for f in (linguistic, semantic, flow, hift, decode)})
+    items.main({f.__name__: f for f in (linguistic, semantic, flow, hift, decode, decode_float32)})

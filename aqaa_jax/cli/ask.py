@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--plot", metavar="FILE.png", help="also draw the spectrograms of question and answer")
     p.add_argument("--model", metavar="DIR", help="model folder (default: the shipped pocket model)")
     p.add_argument("--transcript-first", action="store_true", help="let the model write down the question first")
+    p.add_argument("--int8", action="store_true", help="round the decoder's matrices to int8: faster if it is large")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default 0)")
     p.add_argument("--json", action="store_true", help="print text, paths, durations and timings as JSON")
     return p
@@ -38,7 +39,7 @@ def run(argv: list[str]) -> int:
     wavs.check_question(question, rate, args.question)
     clock = time.perf_counter()
     say(f"loading {args.model or 'the shipped pocket model'} …")
-    model = Aqaa.load(args.model)
+    model = Aqaa.load(args.model, int8=args.int8)
     loaded = time.perf_counter() - clock
     say(f"listening to {args.question} ({len(question) / rate:.1f} s), then answering …")
     answer = model.ask(question, sample_rate=rate, seed=args.seed, transcript_first=args.transcript_first)

@@ -13,6 +13,7 @@ from aqaa_jax.config import DecoderConfig
 from aqaa_jax.decoder.block import Block
 from aqaa_jax.nn.alibi import causal_distance, segment_positions
 from aqaa_jax.nn.attention import CacheSlots
+from aqaa_jax.nn.int8 import Int8Weight
 from aqaa_jax.nn.kv_cache import KVCache, empty_cache, new_slots
 from aqaa_jax.nn.linear import Embedding
 from aqaa_jax.nn.norm import RMSNorm
@@ -99,6 +100,17 @@ class Decoder(nnx.Module):
         """
         copy = jax.tree.map(lambda x: x, self)
         copy.blocks = nnx.List([_layer(self.blocks, i) for i in range(self.config.layers)])
+        return copy
+
+    def int8(self) -> Decoder:
+        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference."""
+        copy = self.unrolled()
+        for block in copy.blocks:
+            for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
+                for name in names:
+                    setattr(part, name, Int8Weight(getattr(part, name), 1))
+            block.attention.wo = Int8Weight(block.attention.wo, 2)
+        copy.head = Int8Weight(copy.head, 1)
         return copy
 
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:

@@ -129,6 +129,23 @@ def test_layer_inputs_and_unrolled(decoder):
     assert unrolled.blocks[0].attention.wq.get_metadata()["axes"] == ("embed", "heads", "head_dim")
 
 
+def test_int8_is_the_model_of_the_rounded_weights_with_and_without_a_cache(decoder):
+    tokens, rounded, plain = ids(11, 2, 7), decoder.int8(), decoder.unrolled()
+    for ours, theirs in zip(plain.blocks, rounded.blocks, strict=True):
+        for name in ("wq", "wk", "wv", "wo"):
+            getattr(ours.attention, name).set_value(getattr(theirs.attention, name).dequantised())
+        for name in ("gate", "up", "down"):
+            getattr(ours.mlp, name).set_value(getattr(theirs.mlp, name).dequantised())
+    plain.head.set_value(rounded.head.dequantised())
+    expected = forward(plain, tokens)
+    np.testing.assert_allclose(forward(rounded, tokens), expected, rtol=1e-4, atol=1e-4)
+    error = forward(rounded, tokens) - forward(decoder, tokens)
+    assert 0 < jnp.std(error) < 0.06 * jnp.std(expected)
+    logits, cache = feed(rounded, tokens[:, :4], rounded.empty_cache(2, 7))
+    more, _ = feed(rounded, tokens[:, 4:], cache)
+    np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("change", [{"remat": True}, {"scan": False}, {"scan": False, "remat": True}], ids=str)
 def test_how_layers_run_changes_neither_value_nor_gradient(decoder, change):
     tokens = ids(8, 2, 7)

@@ -28,6 +28,11 @@ def test_three_lines(model, tmp_path):
     assert rate == answer.sample_rate == 22050 and len(back) == len(answer.wav)
 
 
+def test_int8_weights_give_the_same_answer(model):
+    rounded = Aqaa.load(int8=True)
+    assert rounded.ask(QUESTION, speak=False).text == model.ask(QUESTION, speak=False).text
+
+
 def test_same_seed_same_answer_and_a_list_gives_what_each_gives_alone(model):
     one = model.ask(QUESTION)
     wav, rate = wavs.read(QUESTION)

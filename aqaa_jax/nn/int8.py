@@ -1,0 +1,66 @@
+"""Weights as int8 with a float32 scale per output, for decoding: there reading the weights is the work."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int8
+
+TILE = 2**19  # weights converted at a time on a CPU: 2 MB of float32, which stays in the cache
+FEWEST_ROWS = 32
+
+
+class Int8Weight(nnx.Module):
+    """A weight [in..., out...] rounded to int8, symmetric, one scale per output: half of bfloat16, for inference only.
+
+    Rounding moves an element by at most 1/254 of the largest one of its output. It stands where the ``nnx.Param``
+    stood and is read like it (``self.wq[...]``); ``nn.project.project`` knows what to do with it.
+    """
+
+    def __init__(self, weight: nnx.Param, in_axes: int):
+        """``in_axes``: how many leading axes of ``weight`` are contracted."""
+        value, axes = weight[...].astype(jnp.float32), weight.get_metadata()["axes"]
+        largest = jnp.max(jnp.abs(value), axis=tuple(range(in_axes)))
+        scale = jnp.maximum(largest, 1e-30) / 127.0
+        self.values = nnx.Param(jnp.round(value / scale).astype(jnp.int8), axes=axes)
+        self.scale = nnx.Param(scale, axes=axes[in_axes:])
+
+    def __getitem__(self, index: object) -> Int8Weight:
+        return self
+
+    def dequantised(self) -> Float[Array, "..."]:
+        """The float32 weight that this one stands for."""
+        return self.values[...].astype(jnp.float32) * self.scale[...]
+
+    def matmul(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T F"]:
+        """``x_TD`` times the weight as a matrix, float32."""
+        outer = self.scale[...].shape
+        values_DF = self.values[...].reshape(x_TD.shape[1], math.prod(outer))
+        y_TF = jax.lax.platform_dependent(x_TD, values_DF, cpu=_by_rows, default=_whole)
+        return y_TF * self.scale[...].reshape(-1)
+
+
+def _whole(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+    return jax.lax.dot(x_TD, values_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
+
+
+def _by_rows(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+    """The same in float32, a few rows of the weight at a time.
+
+    The CPU compiler knows no product with int8: it would write the whole converted weight to memory first, which takes
+    many times as long as reading it. Converted rows that are used at once stay in the cache.
+    """
+    D, F = values_DF.shape
+    most = max(FEWEST_ROWS, TILE // F)
+    rows = max(r for r in range(1, min(most, D) + 1) if D % r == 0)
+    x_TD = x_TD.astype(jnp.float32)
+
+    def body(i: Array, y_TF: Array) -> Array:
+        tile_RF = jax.lax.dynamic_slice(values_DF, (i * rows, 0), (rows, F)).astype(jnp.float32)
+        tile_RF = jax.lax.optimization_barrier(tile_RF)  # or the conversion moves into the product, element by element
+        return y_TF + jax.lax.dynamic_slice(x_TD, (0, i * rows), (x_TD.shape[0], rows)) @ tile_RF
+
+    return jax.lax.fori_loop(0, D // rows, body, jnp.zeros((x_TD.shape[0], F), jnp.float32))
