@@ -2,7 +2,7 @@
 
 The judge is pocketsphinx with a closed grammar of all answer sentences; it was not trained here. Every rate comes
 with its 95 % interval, and every run with the judge's ceiling on the synthesiser's own answers and with controls
-that must fail (silence, shuffled tokens, the answer to another question).
+that must fail (silence, shuffled tokens, another question's recording).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aqaa_jax.data.rendering import Clips, render
 from aqaa_jax.evaluation import metrics
 from aqaa_jax.evaluation.judge import normalize_text, transcribe_many
 from aqaa_jax.inference.answer import Aqaa
+from aqaa_jax.tokens.interleave import GROUP, GROUP_LINGUISTIC
 
 Say = Callable[[str], None]
 BATCH = 25
@@ -35,6 +36,7 @@ class PocketEvaluation:
         self.questions, self.seed = questions, seed  # training uses other seeds
         self.rate = model.system.config.vocoder.hift.sample_rate
         self.sentences = list(answers())
+        self.heard: dict[str, list[str]] = {}  # split -> what the judge heard in the answers
         self.references = self._render(corpus.answer_utterances(), (16000, 22050))
 
     def run(self, *, transcript_first: bool = False) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class PocketEvaluation:
                 stopped.append(answer.stopped)
             self.say(f"[{name}] answered {len(texts)}/{len(items)}")
         expected = [item.answer for item in items]
-        heard = self._judge(wavs)
+        heard = self.heard[name] = self._judge(wavs)
         reference = [self.references[item.answer_id].wavs[22050] for item in items]
         audio = self.model.hear([clips[i].wavs[16000] for i in range(len(items))], 16000)
         asked = [item.utterance.text for item in items]
@@ -146,25 +148,42 @@ class PocketEvaluation:
             "unseen_numbers_ceiling": _rate(metrics.exact_match(self._judge(natural, numbers), numbers)),
         }
 
-    def controls(self, limit: int = 60) -> dict[str, Any]:
-        """What must not be recognised as the right answer."""
+    def controls(self, limit: int = 100) -> dict[str, Any]:
+        """What must not be recognised as the right answer; ``another_question`` needs ``split("new_voices")`` before.
+
+        ``shuffled_tokens`` permutes each stream token by token. ``shuffled_groups`` keeps every 120 ms group whole, and
+        with it most short words: it is reported beside, as a measure of how much order the judge needs.
+        """
         rng = np.random.default_rng(self.seed)
-        items = corpus.question_utterances(limit, self.seed, "new_voices")
+        items = corpus.question_utterances(self.questions, self.seed, "new_voices")
         expected = [item.answer for item in items]
-        reference = [self.references[item.answer_id] for item in items]
-        tokens = self._tokens([r.wavs[16000] for r in reference])
-        shuffled = [t.reshape(-1, 5)[rng.permutation(len(t) // 5)].reshape(-1) for t in tokens]
-        other = [(i + 1 + int(rng.integers(0, limit - 1))) % limit for i in range(limit)]
-        swapped = [(j, e) for j, e in zip(other, expected, strict=True) if items[j].answer != e]
+        others = [(i + 1 + int(rng.integers(0, len(items) - 1))) % len(items) for i in range(len(items))]
+        swapped = [(j, i) for i, j in enumerate(others) if items[j].answer != items[i].answer]
+        chosen = [self.references[item.answer_id] for item in items[:limit]]
+        tokens = [t.reshape(-1, GROUP) for t in self._tokens([r.wavs[16000] for r in chosen])]
+        groups = [rng.permutation(t) for t in tokens]
+        shuffled = [
+            np.concatenate(
+                [rng.permutation(part.ravel()).reshape(part.shape) for part in np.split(t, [GROUP_LINGUISTIC], 1)], 1
+            )
+            for t in tokens
+        ]
+        silence = self._judge([np.zeros(self.rate, np.float32)] * 5)
         return {
-            "silence": _rate(metrics.exact_match(self._judge([np.zeros(22050, np.float32)] * 5), expected[:5])),
-            "shuffled_tokens": _rate(metrics.exact_match(self._judge(self.model.speak(shuffled)), expected)),
-            "another_answer": _rate(
+            "silence": _rate(metrics.exact_match(silence, expected[:5])),
+            "shuffled_tokens": self._rate_of_codes(shuffled, expected),
+            "shuffled_groups": self._rate_of_codes(groups, expected),
+            "another_question": _rate(
                 metrics.exact_match(
-                    self._judge([reference[j].wavs[22050] for j, _ in swapped]), [e for _, e in swapped]
+                    [self.heard["new_voices"][j] for j, _ in swapped], [expected[i] for _, i in swapped]
                 )
             ),
         }
+
+    def _rate_of_codes(self, tokens: Sequence[np.ndarray], expected: Sequence[str]) -> dict[str, float | int]:
+        """How often the speech of these groups of codes is judged to be what was expected."""
+        heard = self._judge(self._speak([t.ravel() for t in tokens]))
+        return _rate(metrics.exact_match(heard, expected[: len(heard)]))
 
     def _render(self, items: Sequence[corpus.Item], rates: Sequence[int] = (16000,)) -> Clips:
         return render(items, self.cache, rates)
@@ -182,7 +201,9 @@ class PocketEvaluation:
         return [np.asarray(self.model.system.vocab.vocoder_codes(i)) for i in ids]
 
     def _resynthesise(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        tokens = self._tokens(wavs)
+        return self._speak(self._tokens(wavs))
+
+    def _speak(self, tokens: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [w for i in range(0, len(tokens), BATCH) for w in self.model.speak(tokens[i : i + BATCH])]
 
 
