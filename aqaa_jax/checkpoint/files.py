@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.flax import load_file
 from safetensors.flax import save_file as _save_file
 
 from aqaa_jax import atomic
+from aqaa_jax.atomic import write_json as write_json  # callers find it here too
 from aqaa_jax.checkpoint.tree import named_weights, with_weights
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -33,12 +33,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def write_json(path: str | Path, values: Any) -> None:
-    """Write ``values`` as indented JSON in one step, folders included."""
-    with atomic.written(path) as part:
-        part.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
