@@ -178,18 +178,18 @@ def _write(
     index: bool,
 ) -> dict[str, str]:
     heads = {file: header.encode(tensors) for file, tensors in shards.items()}  # names bad dtypes before writing
-    directory.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda done: None)
     journal = directory / f"{prefix}{hashes.SUFFIX}"
     done = _finished(directory, journal, heads, shards, source)
+    stale = [*directory.glob(f"{prefix}-*-of-*{SUFFIX}"), directory / f"{prefix}{SUFFIX}"]
+    stale = [file for file in stale if file.name not in done and file.is_file()]
+    stale += directory.glob(f".{prefix}*{SUFFIX}.*.part")  # of a killed run
     left = sum(size_of(heads[f], shards[f]) for f in shards if f not in done)
-    check_space(directory, left)
+    check_space(directory, left - sum(file.stat().st_size for file in stale))
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / f"{prefix}{INDEX}").unlink(missing_ok=True)
-    for stale in [*directory.glob(f"{prefix}-*-of-*{SUFFIX}"), directory / f"{prefix}{SUFFIX}"]:
-        if stale.name not in done:
-            stale.unlink(missing_ok=True)
-    for killed in directory.glob(f".{prefix}*{SUFFIX}.*.part"):
-        killed.unlink()
+    for file in stale:
+        file.unlink()
     for file, tensors in shards.items():
         if file in done:
             tell(sum(map(nbytes, tensors.values())))

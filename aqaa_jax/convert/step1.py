@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from aqaa_jax.config import DecoderConfig
@@ -34,6 +35,7 @@ _LAYER = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
+_BODY = "model."  # published prefix of everything but the head
 _KINDS = {"self_attn.o_proj": "from_heads"} | {f"self_attn.{x}_proj": "to_heads" for x in "qkv"}
 
 
@@ -51,6 +53,11 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
     dtype = str(published.get("torch_dtype", "bfloat16"))
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
     return DecoderConfig(**(values | changes))
+
+
+def is_decoder(published: Mapping[str, Any]) -> bool:
+    """Whether a published config holds every field of a Step1 decoder."""
+    return set(_FIELDS) <= set(published)
 
 
 def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -82,6 +89,30 @@ def entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"blocks.{ours}", published, kind, config.head_dim)
     yield Entry("norm.scale", "model.norm.weight")
     yield Entry("head", "lm_head.weight", "linear")
+
+
+def locate(shapes: Mapping[str, jax.ShapeDtypeStruct], config: DecoderConfig) -> dict[str, str]:
+    """Published name -> its name in a file whose prefixes are another's (Step-Audio-AQAA holds a vision tower too).
+
+    The prefix of the layers is that of the ``layers.0.self_attn.q_proj.weight`` of the decoder's own shape; the head is
+    found by suffix and shape. Names that are not found map to what was expected, so that they are told as missing.
+    Raises ``ValueError`` if two prefixes fit.
+    """
+    expected = published_shapes(config)
+    prefix = _only(shapes, _layer_name(0, "self_attn.q_proj"), expected, _BODY)
+    head = _only(shapes, "lm_head.weight", expected, "")
+    return {n: head + n if n == "lm_head.weight" else prefix + n.removeprefix(_BODY) for n in expected}
+
+
+def _only(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], name: str, expected: Mapping[str, tuple[int, ...]], usual: str
+) -> str:
+    suffix = name.removeprefix(usual)
+    found = [n.removesuffix(suffix) for n, t in shapes.items() if f".{n}".endswith(f".{suffix}")]
+    fitting = [p for p in found if shapes[p + suffix].shape == expected[name]]
+    if len(fitting) > 1 and usual not in fitting:
+        raise ValueError(f"Step1 shards: {suffix!r} is there under the prefixes {', '.join(map(repr, fitting))}")
+    return usual if usual in fitting or not fitting else fitting[0]
 
 
 def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
