@@ -4,13 +4,14 @@ import dataclasses
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from published_files import copy_golden, numpy_weights, step1_config, write_step1, write_system
 from safetensors.numpy import load_file, save_file
 
-from aqaa_jax.checkpoint import folder, shards
+from aqaa_jax.checkpoint import folder, header, shards
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.config import DecoderConfig, SystemConfig, TokenizerConfig, VocabConfig, VocoderConfig
 from aqaa_jax.convert import flow, hift, importer, paraformer, s3, step1
@@ -391,3 +392,27 @@ def test_missing_layers_are_told(tmp_path):
     more = abstract(SystemConfig(decoder=dataclasses.replace(TINY, layers=4)), "decoder")
     with pytest.raises(ValueError, match=r"has shape \(3, .*expected \(4, "):
         folder.read_part(tmp_path / "out", "decoder", more)
+
+
+def test_dry_run_at_full_size_reads_headers_only(tmp_path):
+    """Step-Audio-AQAA with a vision tower at 130 B: shards of 264 GB that take no disk, since no byte is written."""
+    config = DecoderConfig()
+    plan = {n: jax.ShapeDtypeStruct(s, jnp.bfloat16) for n, s in step1.published_shapes(config).items()}
+    vision = {f"vision_model.blocks.{i}.mlp": jax.ShapeDtypeStruct((15360, 1792), jnp.bfloat16) for i in range(63)}
+    weight_map = {}
+    for file, tensors in shards.plan_shards(plan | vision, "model", 10**10).items():
+        head = header.encode(tensors)
+        with (tmp_path / file).open("wb") as stream:
+            stream.write(head)
+            stream.truncate(shards.size_of(head, tensors))
+        weight_map |= dict.fromkeys(tensors, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text(json.dumps(step1_config(config, "bfloat16")))
+    said = []
+    options = Options(dry_run=True, mesh=(1, 16, 8))
+    (account,) = import_folder(tmp_path, tmp_path / "out", SystemConfig(), options, given=True, report=said.append)
+    assert len(account.used) == 795 and len(account.aside) == 63
+    assert said[0].startswith("decoder: 795 tensors used (263.893 GB), 63 aside, 0 missing, 0 unexpected, 0 wrong")
+    # 1/128 of the matrices, and all of the 177 norms
+    assert said[1] == "decoder: 2.066 GB on each device of a (1, 16, 8) mesh (fsdp_tensor)"
+    assert said[2].startswith("decoder: would write 263.893 GB and 3.468 GB aside, with at most 6.51 GB of memory")
