@@ -140,7 +140,7 @@ def _stack(reader: ShardReader, layers: list[str]) -> StoredWeight:
 def _placed(tensor: StoredWeight, leaf: Any, sharding: Any) -> jax.Array:
     read: dict[str, np.ndarray] = {}  # a replica is read once
 
-    def slice_of(index: tuple[slice, ...]) -> np.ndarray:
+    def slice_of(index: Any) -> np.ndarray:
         if str(index) not in read:
             read[str(index)] = tensor.read(index).astype(leaf.dtype, copy=False)
         return read[str(index)]

@@ -255,12 +255,12 @@ def _write_file(path: Path, head: bytes, tensors: Plan, read: Blocks, tell: Call
     return digest.hexdigest()
 
 
-def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> memoryview:
+def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> np.ndarray:
     if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:] or block.ndim != len(tensor.shape):
         raise ValueError(
             f"tensor {name!r}: got rows {block.dtype} {block.shape}, planned {tensor.dtype} {tensor.shape}"
         )
-    return memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
 
 
 def verify(directory: str | Path, prefix: str) -> dict[str, str]:

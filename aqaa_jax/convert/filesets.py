@@ -22,6 +22,7 @@ from aqaa_jax.parts import abstract
 
 TEXT_MODEL = "tokenizer.model"
 S3_FILE = "speech_tokenizer_v1"
+S3_ONNX = f"{S3_FILE}.onnx"
 # What published files do not say: taken from the base config, never compared with it.
 _OURS = {
     "linguistic": ("dither", "chunk", "overlap", "look_back", "norm_eps"),
@@ -64,12 +65,13 @@ def detect(directory: Path, base: SystemConfig, *, given: bool, parts: tuple[str
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder")
     openers: dict[str, Callable[[], FileSet]] = {}
-    if (directory / "config.json").is_file() and (list(directory.glob("model*.safetensors*"))):
-        openers["decoder"] = lambda: open_step1(directory, base, given)
-    for folder in sorted(
-        {p.parent for pattern in ("", "*/", "*/*/") for p in directory.glob(pattern + paraformer.CMVN)}
-    ):
+    speech = {p.parent for pattern in ("", "*/", "*/*/") for p in directory.glob(pattern + paraformer.CMVN)}
+    if len(speech) > 1:
+        raise ValueError(f"{directory}: {paraformer.CMVN} is in {' and in '.join(map(str, sorted(speech)))}; name one")
+    for folder in speech:
         openers["linguistic"] = lambda folder=folder: open_paraformer(folder, directory, base)
+    if (directory / "config.json").is_file() and any(directory.glob("model*.safetensors*")) and directory not in speech:
+        openers["decoder"] = lambda: open_step1(directory, base, given)
     vocoder = _one_of(directory, "flow") or _one_of(directory, "hift")
     if (tokenizer := _one_of(directory, S3_FILE)) and (not vocoder or "semantic" in parts):
         openers["semantic"] = lambda: open_s3(tokenizer, base)
@@ -155,7 +157,7 @@ def open_step1(directory: Path, base: SystemConfig, given: bool) -> FileSet:
         convertible=Lazy(reader.shapes, lambda name: reader.read(places[name])),
         entries=tuple(layout.per_layer(step1.entries(config))),
         known_aside=lambda name: not name.startswith(body),
-        dtype=str(published.get("torch_dtype", "")),
+        dtype=step1.stored_dtype(published),
     )
 
 

@@ -22,7 +22,7 @@ from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import SystemConfig, from_dict, to_dict
 from aqaa_jax.convert import layout
 from aqaa_jax.convert.account import Account
-from aqaa_jax.convert.filesets import FileSet, detect, part_config, with_part
+from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, with_part
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.convert.record import RECORD, read_record, read_records, verify_part, write_record
 from aqaa_jax.parts import abstract
@@ -115,6 +115,8 @@ def _check(
     accounts = [Account.of(one, casting=bool(options.dtype), keep_unexpected=options.keep_unexpected) for one in sets]
     for account in accounts:
         report(account.text())
+    if "flow" in {one.part for one in sets} and (source / S3_ONNX).is_file() and "semantic" not in options.parts:
+        report(f"{S3_ONNX}: left out; that of Step-Audio-Tokenizer is used (or name it: --parts semantic)")
     for account in accounts:
         account.check()
     present = {part: record["config"] for part, record in read_records(target).items()}

@@ -19,9 +19,10 @@ _FIRST_BYTES = (b"PK\x03\x04", b"\x80")  # a zip archive, or a bare pickle of to
 class Reader(Protocol):
     """Tensors by name; ``shapes`` without reading any."""
 
-    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    @property
+    def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str, /) -> np.ndarray: ...
 
     def close(self) -> None: ...
 
@@ -30,7 +31,11 @@ class Lazy:
     """A reader made of a listing and a function."""
 
     def __init__(self, shapes: Mapping[str, jax.ShapeDtypeStruct], read: Callable[[str], np.ndarray]):
-        self.shapes, self.read = shapes, read
+        self.shapes, self._read = shapes, read
+
+    def read(self, name: str, /) -> np.ndarray:
+        """One tensor, whole."""
+        return self._read(name)
 
     def close(self) -> None: ...
 
@@ -73,7 +78,7 @@ class TorchReader:
         tensor = self._state[name].detach()
         dtype = _dtype(tensor)
         if dtype == jnp.bfloat16:
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
 
             array = np.array(tensor.contiguous().view(torch.int16).numpy()).view(dtype)
         else:
@@ -90,7 +95,7 @@ class TorchReader:
 
     def _load(self) -> Mapping[str, Any]:
         try:
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError(f"{self._path}: reading it needs torch: pip install 'aqaa_jax[torch]'") from None
         with self._path.open("rb") as file:

@@ -74,12 +74,13 @@ def open_onnx(path: Path) -> tuple[Lazy, dict[str, str]]:
     ``ValueError`` for the 50 Hz file of the same name, whose first convolution has stride 1.
     """
     graph = onnx_file.read_graph(path)
-    strides = next((n.ints.get("strides") for name, n in graph.nodes.items() if name.endswith("/conv1/Conv")), None)
-    if strides not in ((2,), None):
-        raise ValueError(
-            f"{path}: its first convolution has stride {strides[0]}: this is the 50 Hz tokenizer of CosyVoice-300M; "
-            "expected the 25 Hz one (stride 2), a file of the same name (Step-Audio-Tokenizer, CosyVoice-300M-25Hz)"
-        )
+    for node in graph.nodes.values():
+        if "encoders.conv1.weight" in node.inputs and node.ints.get("strides", (1,)) != (2,):
+            raise ValueError(
+                f"{path}: its first convolution has stride {node.ints.get('strides', (1,))[0]}: this is the 50 Hz "
+                "tokenizer of CosyVoice-300M; expected the 25 Hz one (stride 2), a file of the same name "
+                "(Step-Audio-Tokenizer, CosyVoice-300M-25Hz)"
+            )
     found: dict[str, tuple[str, bool]] = {}  # torch name -> initializer, transposed
     for name in graph.weights:
         if name.startswith("encoders."):

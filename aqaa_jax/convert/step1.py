@@ -50,7 +50,7 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
     values = {ours: published[theirs] for theirs, ours in _FIELDS.items()}
     if values["embed"] % values["heads"]:
         raise ValueError(f"hidden_size {values['embed']} does not divide into {values['heads']} heads")
-    dtype = str(published.get("torch_dtype", "bfloat16"))
+    dtype = stored_dtype(published) or "bfloat16"
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
     return DecoderConfig(**(values | changes))
 
@@ -58,6 +58,11 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
 def is_decoder(published: Mapping[str, Any]) -> bool:
     """Whether a published config holds every field of a Step1 decoder."""
     return set(_FIELDS) <= set(published)
+
+
+def stored_dtype(published: Mapping[str, Any]) -> str:
+    """The dtype a published config says its weights have, by name; empty if it does not say."""
+    return str(published.get("torch_dtype") or published.get("dtype") or "")
 
 
 def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +297,30 @@ def test_bad_vocoder_and_tokenizer_files_are_named(published, golden, tmp_path):
         onnx.write_bytes(content)
         fails("tokenizer", message)
     fails("tokenizer", r"semantic.embed is 64; the given config has \d+", system.config, given=True)
+
+
+def test_a_vocoder_folder_leaves_the_tokenizer_to_its_own(published, golden, tmp_path):
+    directory, system = published
+    shutil.copytree(directory / "vocoder", tmp_path / "in")
+    copy_golden(golden, "s3_semantic", tmp_path / "in", "speech_tokenizer_v1.onnx")
+    said = []
+    options = Options(dry_run=True)
+    accounts = import_folder(tmp_path / "in", tmp_path / "out", system.config, options, report=said.append)
+    assert [a.part for a in accounts] == ["flow", "hift"] and any("left out" in line for line in said)
+    base = dataclasses.replace(SystemConfig(), vocab=VocabConfig(semantic=512))
+    (account,) = run(tmp_path / "in", tmp_path / "out", base, parts=("semantic",), dry_run=True)
+    assert account.part == "semantic"
+
+
+def test_folders_that_may_be_two_things(golden, tmp_path):
+    files = ("model.safetensors", "config.json", "am.mvn", "linguistic_tokenizer.npy")
+    copy_golden(golden, "paraformer_linguistic", tmp_path / "one", *files)
+    base = SystemConfig(vocab=VocabConfig(linguistic=256))
+    (account,) = run(tmp_path / "one", tmp_path / "out", base, dry_run=True)  # its config.json is no Step1
+    assert account.part == "linguistic"
+    copy_golden(golden, "paraformer_linguistic", tmp_path / "two", *files)
+    with pytest.raises(ValueError, match=r"am.mvn is in .*one and in .*two; name one"):
+        run(tmp_path, tmp_path / "out", base)
 
 
 def fifty_hertz(raw):
