@@ -40,6 +40,7 @@ class FileSet(NamedTuple):
     origin: Path
     files: tuple[Path, ...]
     config: Any  # of the part, in our terms
+    model: Any  # the abstract part
     published: Reader  # every tensor of the files
     expected: Mapping[str, tuple[int, ...]]  # name in the files -> shape
     convertible: Reader  # the tensors that ``entries`` name
@@ -55,7 +56,9 @@ class FileSet(NamedTuple):
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def detect(directory: Path, base: SystemConfig, *, given: bool, parts: tuple[str, ...] = ()) -> list[FileSet]:
+def detect(
+    directory: Path, base: SystemConfig, *, given: bool, parts: tuple[str, ...] = (), dtype: str = ""
+) -> list[FileSet]:
     """The file sets in ``directory``, opened; only ``parts`` if any are named.
 
     ``base`` gives what the files do not say, and with ``given`` must agree with what they do. In a vocoder folder the
@@ -71,7 +74,7 @@ def detect(directory: Path, base: SystemConfig, *, given: bool, parts: tuple[str
     for folder in speech:
         openers["linguistic"] = lambda folder=folder: open_paraformer(folder, directory, base)
     if (directory / "config.json").is_file() and any(directory.glob("model*.safetensors*")) and directory not in speech:
-        openers["decoder"] = lambda: open_step1(directory, base, given)
+        openers["decoder"] = lambda: open_step1(directory, base, given, dtype)
     vocoder = _one_of(directory, "flow") or _one_of(directory, "hift")
     if (tokenizer := _one_of(directory, S3_FILE)) and (not vocoder or "semantic" in parts):
         openers["semantic"] = lambda: open_s3(tokenizer, base)
@@ -123,16 +126,16 @@ def _from_base(config: Any, base: SystemConfig, part: str) -> Any:
     return dataclasses.replace(config, **{name: getattr(mine, name) for name in _OURS[part]})
 
 
-def _expected(part: str, config: Any, base: SystemConfig, entries: tuple[Entry, ...]) -> dict[str, tuple[int, ...]]:
+def _expected(part: str, config: Any, model: Any, entries: tuple[Entry, ...]) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of the tensors that ``entries`` need, from the abstract part."""
-    ours = named_weights(abstract(with_part(base, part, config), part))
-    blank = {name: np.broadcast_to(np.int8(1), w.shape) for name, w in ours.items()}  # takes no memory
+    # a broadcast scalar takes no memory
+    blank = {name: np.broadcast_to(np.int8(1), w.shape) for name, w in named_weights(model).items()}
     state = hift.to_upstream(blank, config) if part == "hift" else layout.write(entries, blank, source=part)
     return {name: tuple(array.shape) for name, array in state.items()}
 
 
-def open_step1(directory: Path, base: SystemConfig, given: bool) -> FileSet:
-    """Step-Audio-Chat, -TTS-3B, -AQAA or any other Step1 checkpoint."""
+def open_step1(directory: Path, base: SystemConfig, given: bool, dtype: str) -> FileSet:
+    """Step-Audio-Chat, -TTS-3B, -AQAA or any other Step1 checkpoint; ``dtype`` replaces that of the files if given."""
     path = directory / "config.json"
     values = read_json(path)
     nested = [values, *(v for v in values.values() if isinstance(v, dict))]  # a multimodal config holds the text one
@@ -141,8 +144,9 @@ def open_step1(directory: Path, base: SystemConfig, given: bool) -> FileSet:
         config = base.decoder if given and not step1.is_decoder(published) else step1.decoder_config(published)
     except ValueError as error:
         raise ValueError(f"{path}: {error} (or give a --config)") from None
-    mine = base.decoder
-    config = dataclasses.replace(config, alibi_slopes=mine.alibi_slopes, remat=mine.remat, scan=mine.scan)
+    config = _from_base(config, base, "decoder")
+    if stored := dtype or step1.stored_dtype(published):
+        config = dataclasses.replace(config, dtype=stored, param_dtype=stored)
     reader = ShardReader(directory)
     places = step1.locate(reader.shapes, config)
     shapes = step1.published_shapes(config)
@@ -152,6 +156,7 @@ def open_step1(directory: Path, base: SystemConfig, given: bool) -> FileSet:
         origin=directory,
         files=(path, *reader.files),
         config=config,
+        model=abstract(with_part(base, "decoder", config), "decoder"),
         published=reader,
         expected={places[name]: shape for name, shape in shapes.items()},
         convertible=Lazy(reader.shapes, lambda name: reader.read(places[name])),
@@ -175,13 +180,15 @@ def open_paraformer(directory: Path, above: Path, base: SystemConfig) -> FileSet
     small = in_memory(dict(zip(paraformer.FILE_WEIGHTS, (*cmvn, table), strict=True)))
     reader = merged(open_weights(weights), small)
     entries = tuple(paraformer.entries(config))
+    model = abstract(with_part(base, "linguistic", config), "linguistic")
     return FileSet(
         part="linguistic",
         origin=weights,
         files=(config_file, weights, codebook, directory / paraformer.CMVN),
         config=config,
+        model=model,
         published=reader,
-        expected=_expected("linguistic", config, base, entries),
+        expected=_expected("linguistic", config, model, entries),
         convertible=reader,
         entries=entries,
         known_aside=lambda name: not name.startswith(paraformer.PREFIX),
@@ -197,12 +204,14 @@ def open_s3(path: Path, base: SystemConfig) -> FileSet:
     config = s3.config_from_shapes(reader.shapes, base.tokenizer.semantic, str(path))
     assert isinstance(config, SemanticConfig)
     entries = tuple(s3.entries(config))
-    expected = _expected("semantic", config, base, entries) | {s3.POSITIONS: reader.shapes[s3.POSITIONS].shape}
+    model = abstract(with_part(base, "semantic", config), "semantic")
+    expected = _expected("semantic", config, model, entries) | {s3.POSITIONS: reader.shapes[s3.POSITIONS].shape}
     return FileSet(
         part="semantic",
         origin=path,
         files=(path,),
         config=config,
+        model=model,
         published=reader,
         expected=expected,
         convertible=reader,
@@ -239,9 +248,10 @@ def _vocoder_set(
     entries: tuple[Entry, ...],
     base: SystemConfig,
 ) -> FileSet:
-    expected = _expected(part, config, base, entries)
+    model = abstract(with_part(base, part, config), part)
+    expected = _expected(part, config, model, entries)
     none = lambda name: False  # noqa: E731
-    return FileSet(part, path, (path, yaml_file), config, published, expected, convertible, entries, none)
+    return FileSet(part, path, (path, yaml_file), config, model, published, expected, convertible, entries, none)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from aqaa_jax.convert.account import Account
 from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, with_part
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.convert.record import RECORD, read_record, read_records, verify_part, write_record
-from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.mesh import abstract_mesh
 from aqaa_jax.sharding.partition import shardings
 from aqaa_jax.sharding.rules import strategy
@@ -111,7 +110,7 @@ def _check(
     """Everything that can be told before writing: the system that will be there, and a job per part."""
     if options.dtype and options.dtype not in _DTYPES:
         raise ValueError(f"dtype is {options.dtype!r}; expected one of {', '.join(_DTYPES)}")
-    sets = [_with_dtype(one, options.dtype) for one in detect(source, base, given=given, parts=options.parts)]
+    sets = detect(source, base, given=given, parts=options.parts, dtype=options.dtype)
     accounts = [Account.of(one, casting=bool(options.dtype), keep_unexpected=options.keep_unexpected) for one in sets]
     for account in accounts:
         report(account.text())
@@ -124,20 +123,12 @@ def _check(
     for one in sets:
         one.check()
         if options.mesh:
-            report(_per_device(one, system, options))
-    plans = [_plan(one, system, options.dtype) for one in sets]
+            report(_per_device(one, options))
+    plans = [_plan(one, options.dtype) for one in sets]
     return system, [Job(*job) for job in zip(sets, accounts, plans, strict=True)]
 
 
 _DTYPES = ("bfloat16", "float16", "float32")
-
-
-def _with_dtype(one: FileSet, dtype: str) -> FileSet:
-    """The decoder's configuration names the dtype of its weights: that of the files, or the one asked for."""
-    stored = dtype or one.dtype
-    if one.part != "decoder" or not stored:
-        return one
-    return one._replace(config=dataclasses.replace(one.config, dtype=stored, param_dtype=stored))
 
 
 def compose(base: SystemConfig, configs: Mapping[str, Mapping[str, Any]]) -> SystemConfig:
@@ -161,9 +152,9 @@ def compose(base: SystemConfig, configs: Mapping[str, Mapping[str, Any]]) -> Sys
     return base
 
 
-def _plan(one: FileSet, system: SystemConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+def _plan(one: FileSet, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Our names with shapes and the dtype they will have on disk, in the order they are written."""
-    ours = named_weights(abstract(with_part(system, one.part, one.config), one.part))
+    ours = named_weights(one.model)
     if one.part == "decoder":  # in shards, a stack is stored layer by layer
         for name in [n for n in ours if n.startswith("blocks.")]:
             stack = ours.pop(name)
@@ -190,14 +181,12 @@ def _forecast(job: Job) -> str:
     )
 
 
-def _per_device(one: FileSet, system: SystemConfig, options: Options) -> str:
+def _per_device(one: FileSet, options: Options) -> str:
     """Raises ``ValueError`` naming a weight that does not split evenly over the mesh."""
-    part = abstract(with_part(system, one.part, one.config), one.part)
-    placed = shardings(part, abstract_mesh(options.mesh), strategy(options.strategy))
-    places = named_weights(placed)
+    places = named_weights(shardings(one.model, abstract_mesh(options.mesh), strategy(options.strategy)))
     slices = {
         name: jax.ShapeDtypeStruct(places[name].shard_shape(w.shape), w.dtype)
-        for name, w in named_weights(part).items()
+        for name, w in named_weights(one.model).items()
     }
     return f"{one.part}: {_bytes(slices) / 1e9:.3f} GB on each device of a {options.mesh} mesh ({options.strategy})"
 

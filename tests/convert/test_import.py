@@ -100,6 +100,17 @@ def test_step1_round_trip_is_exact(tmp_path, shard_bytes):
     assert ShardReader(tmp_path / "out", "decoder").shapes["blocks.2.attention.wq"].shape == (8, 4, 2)
 
 
+def test_shards_without_an_index(tmp_path):
+    """As Step-Audio-TTS-3B has its one; a shard too few is told as missing tensors."""
+    source = tiny(tmp_path / "in")
+    (source / "model.safetensors.index.json").unlink()
+    run(source, tmp_path / "out")
+    equal(decoder(tmp_path / "out"), expected())
+    (source / "model-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"in: tensor 'model\..*' of shape .* is missing \(\d+ missing in all\)"):
+        run(source, tmp_path / "new")
+
+
 def test_golden_step1(golden, tmp_path):
     copy_golden(golden, "step1", tmp_path / "in", "model.safetensors", "config.json")
     config = step1.decoder_config(json.loads(golden("step1/config.json").read_text()))
