@@ -22,7 +22,7 @@ from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import SystemConfig, from_dict, to_dict
 from aqaa_jax.convert import layout
 from aqaa_jax.convert.account import Account
-from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, with_part
+from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, read_json, with_part
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.convert.record import RECORD, read_record, read_records, verify_part, write_record
 from aqaa_jax.sharding.mesh import abstract_mesh
@@ -110,6 +110,7 @@ def _check(
     """Everything that can be told before writing: the system that will be there, and a job per part."""
     if options.dtype and options.dtype not in _DTYPES:
         raise ValueError(f"dtype is {options.dtype!r}; expected one of {', '.join(_DTYPES)}")
+    _check_target(source, target)
     sets = detect(source, base, given=given, parts=options.parts, dtype=options.dtype)
     accounts = [Account.of(one, casting=bool(options.dtype), keep_unexpected=options.keep_unexpected) for one in sets]
     for account in accounts:
@@ -129,6 +130,20 @@ def _check(
 
 
 _DTYPES = ("bfloat16", "float16", "float32")
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Raise ``ValueError`` if something in ``target`` would be lost that no import has put there."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target}: is the source; expected another folder to write to")
+    config = target / folder.CONFIG
+    if config.is_file() and "imported" not in read_json(config).get("provenance", {}):
+        raise ValueError(f"{config}: not written by an import; expected a new folder, or one of an earlier import")
+    for part in folder.PARTS:
+        weights = [target / f"{part}{shards.SUFFIX}", target / f"{part}{shards.INDEX}"]
+        for path in filter(Path.is_file, weights):
+            if not (target / f"{part}{shards.hashes.SUFFIX}").is_file():
+                raise ValueError(f"{path}: not written by an import; expected a folder without it")
 
 
 def compose(base: SystemConfig, configs: Mapping[str, Mapping[str, Any]]) -> SystemConfig:

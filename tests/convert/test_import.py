@@ -357,6 +357,21 @@ def test_a_full_disk_stops_it_before_and_midway(tmp_path, monkeypatch):
     assert main(["import", str(source), str(tmp_path / "out"), "--config", str(config_file(tmp_path))]) == 2
 
 
+def test_nothing_of_others_is_overwritten(tmp_path):
+    source = tiny(tmp_path / "in")
+    before = {p: p.read_bytes() for p in source.iterdir()}
+    with pytest.raises(ValueError, match=r"in: is the source"):
+        run(source, source)
+    with pytest.raises(ValueError, match=r"in/config.json: not written by an import"):
+        run(tiny(tmp_path / "more"), source)
+    assert before == {p: p.read_bytes() for p in source.iterdir()}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "decoder.safetensors").write_bytes(b"trained for a week")
+    with pytest.raises(ValueError, match=r"decoder.safetensors: not written by an import"):
+        run(source, tmp_path / "out")
+    assert [p.read_bytes() for p in (tmp_path / "out").iterdir()] == [b"trained for a week"]
+
+
 def test_verify_finds_a_changed_byte(tmp_path):
     source = tiny(tmp_path / "in")
     run(source, tmp_path / "out", verify=True)
