@@ -255,7 +255,7 @@ def _write_file(path: Path, head: bytes, tensors: Plan, read: Blocks, tell: Call
     return digest.hexdigest()
 
 
-def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> np.ndarray:
+def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> Any:  # a buffer of bytes
     if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:] or block.ndim != len(tensor.shape):
         raise ValueError(
             f"tensor {name!r}: got rows {block.dtype} {block.shape}, planned {tensor.dtype} {tensor.shape}"
