@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -23,3 +25,9 @@ def written(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write ``values`` as indented JSON in one step, folders included."""
+    with written(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n")

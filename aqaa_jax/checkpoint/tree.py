@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -31,26 +30,44 @@ def named_weights(model: nnx.Module) -> dict[str, Any]:
     return {_name(path): leaf.get_value() for path, leaf in leaves}
 
 
-def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
-    """``model`` (real or abstract) with its weights replaced by ``weights``, cast to the model's dtypes.
+def layer_name(name: str, layer: int) -> str:
+    """The name under which shards hold one layer of a stacked weight: ``blocks.3.attention.wq``.
 
-    Raises ``ValueError`` naming ``source`` and the first missing, unexpected or misshapen tensor.
+    The layer follows the module called ``blocks``. A stack of 88 layers is tens of gigabytes; shards hold its layers
+    apart. Raises ``ValueError`` if no module on the path has that name.
     """
-    expected = named_weights(model)
+    head, found, tail = f".{name}".rpartition(".blocks.")
+    if not found:
+        raise ValueError(f"weight {name!r} is in no module called 'blocks'; its layers have no names of their own")
+    return f"{head}{found}{layer}.{tail}".removeprefix(".")
+
+
+def check_weights(expected: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> None:
+    """Raise ``ValueError`` naming ``source`` and the first missing, unexpected, misshapen or non-numeric tensor."""
     missing = sorted(set(expected) - set(weights))
     unexpected = sorted(set(weights) - set(expected))
     if missing:
         raise ValueError(f"{source}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
     if unexpected:
         raise ValueError(f"{source}: unexpected tensor {unexpected[0]!r} ({len(unexpected)} unexpected in all)")
+    for name, old in expected.items():
+        new = weights[name]
+        if tuple(new.shape) != tuple(old.shape):
+            raise ValueError(f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
+        if not jnp.issubdtype(new.dtype, jnp.number):
+            raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
+
+
+def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
+    """``model`` (real or abstract) with its weights replaced by ``weights``, cast to the model's dtypes.
+
+    Arrays that are placed on a mesh stay where they are. Raises ``ValueError`` as ``check_weights``.
+    """
+    expected = named_weights(model)
+    check_weights(expected, weights, source)
 
     def one(path, leaf):
         name = _name(path)
-        new, old = weights[name], expected[name]
-        if tuple(new.shape) != tuple(old.shape):
-            raise ValueError(f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
-        if not np.issubdtype(np.asarray(new).dtype, np.number) and str(new.dtype) != "bfloat16":
-            raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
-        return leaf.replace(jnp.asarray(new).astype(old.dtype))
+        return leaf.replace(jnp.asarray(weights[name]).astype(expected[name].dtype))
 
     return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)

@@ -81,15 +81,16 @@ def _mel(published: Mapping[str, Any], mels: int) -> MelConfig:
 
 def from_upstream(state: Mapping[str, np.ndarray], config: FlowConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict; every tensor must be used."""
-    return read(_entries(config), state, source="flow")
+    return read(entries(config), state, source="flow")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: FlowConfig) -> dict[str, np.ndarray]:
     """The published state dict of our weights: the exact inverse of ``from_upstream``."""
-    return write(_entries(config), weights, source="flow")
+    return write(entries(config), weights, source="flow")
 
 
-def _entries(config: FlowConfig) -> Iterator[Entry]:
+def entries(config: FlowConfig) -> Iterator[Entry]:
+    """The table between published and our names."""
     yield Entry("embedding.table", "input_embedding.weight")
     yield from _layer("speaker", "spk_embed_affine_layer", "linear")
     yield from _layer("encoder.embed", "encoder.embed.out.0", "linear")

@@ -14,6 +14,7 @@ import numpy as np
 
 from aqaa_jax.config import HiftConfig
 from aqaa_jax.convert.layout import Entry, read, write
+from aqaa_jax.convert.readers import Lazy, Reader, in_memory
 
 
 def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
@@ -45,13 +46,13 @@ def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
 
 def from_upstream(state: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict, weight norm folded in."""
-    return read(_entries(config), fold_weight_norm(state), source="hift")
+    return read(entries(config), fold_weight_norm(state), source="hift")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """A published state dict that computes the same function; see the module for what cannot be inverted."""
     out: dict[str, np.ndarray] = {}
-    for name, value in write(_entries(config), weights, source="hift").items():
+    for name, value in write(entries(config), weights, source="hift").items():
         prefix = name.removesuffix(".weight")
         if prefix == name or not _is_normed(prefix):
             out[name] = value
@@ -63,17 +64,25 @@ def to_upstream(weights: Mapping[str, np.ndarray], config: HiftConfig) -> dict[s
 
 def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """``state`` with every ``weight_g``, ``weight_v`` pair replaced by their product ``weight``."""
-    out: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        if name.endswith(".weight_v"):
-            prefix = name.removesuffix("_v")
-            if f"{prefix}_g" not in state:
-                raise ValueError(f"hift: published tensor {prefix + '_g'!r} is missing")
-            v = np.asarray(value, np.float64)
-            out[prefix] = (np.asarray(state[f"{prefix}_g"], np.float64) * v / _norm(v)).astype(value.dtype)
-        elif not name.endswith(".weight_g"):
-            out[name] = value
-    return out
+    folded = folding(in_memory(state))
+    return {name: folded.read(name) for name in folded.shapes}
+
+
+def folding(published: Reader) -> Lazy:
+    """``published`` with every ``weight_g``, ``weight_v`` pair read as their product ``weight``."""
+    shapes = {name.removesuffix("_v"): t for name, t in published.shapes.items() if not name.endswith(".weight_g")}
+    for name in shapes:
+        if f"{name}_v" in published.shapes and f"{name}_g" not in published.shapes:
+            raise ValueError(f"hift: published tensor {name + '_g'!r} is missing")
+
+    def read_one(name: str) -> np.ndarray:
+        if f"{name}_v" not in published.shapes:
+            return published.read(name)
+        value = published.read(f"{name}_v")
+        v = np.asarray(value, np.float64)
+        return (np.asarray(published.read(f"{name}_g"), np.float64) * v / _norm(v)).astype(value.dtype)
+
+    return Lazy(shapes, read_one)
 
 
 def _norm(v: np.ndarray) -> np.ndarray:
@@ -84,7 +93,8 @@ def _is_normed(prefix: str) -> bool:
     return not prefix.startswith(("source_downs.", "m_source.", "f0_predictor.classifier"))
 
 
-def _entries(config: HiftConfig) -> Iterator[Entry]:
+def entries(config: HiftConfig) -> Iterator[Entry]:
+    """The table between published names, weight norm folded, and ours."""
     for i in range(config.f0_layers):  # convolution, activation
         yield from _layer(f"f0_predictor.convs.{i}", f"f0_predictor.condnet.{2 * i}", "conv")
     yield from _layer("f0_predictor.classifier", "f0_predictor.classifier", "linear")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from aqaa_jax.codec.s3 import sinusoids
 from aqaa_jax.config import SemanticConfig
+from aqaa_jax.convert import layout, onnx_file
+from aqaa_jax.convert.layout import Entry
+from aqaa_jax.convert.readers import Lazy
 
 _LINEAR = {"query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
 _LINEAR |= {"up": "mlp.0", "down": "mlp.2"}
 _NORM = {"norm1": "attn_ln", "norm2": "mlp_ln"}
 _NO_BIAS = ("key",)
-_POSITIONS = "encoder.positional_embedding"
+POSITIONS = "encoder.positional_embedding"
 
 
 def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
@@ -36,64 +43,118 @@ def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
     )
 
 
+def config_from_shapes(shapes: Mapping[str, jax.ShapeDtypeStruct], base: SemanticConfig, origin: str) -> SemanticConfig:
+    """``SemanticConfig`` from the shapes of the torch state dict; the file does not tell the number of heads.
+
+    It is that of ``base`` if the width is, else one per 64. Raises ``ValueError`` naming a missing tensor.
+    """
+    needed = (POSITIONS, "encoder.conv1.weight", "quantizer._codebook.embed", "encoder.blocks.0.mlp.0.weight")
+    for name in needed:
+        if name not in shapes:
+            raise ValueError(f"{origin}: tensor {name!r} is missing")
+    positions, conv, codebook, mlp = (shapes[name].shape for name in needed)
+    embed = positions[1]
+    return dataclasses.replace(
+        base,
+        num_mels=conv[1],
+        embed=embed,
+        heads=base.heads if base.embed == embed else embed // 64,
+        mlp=mlp[0],
+        layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")}),
+        max_positions=positions[0],
+        codes=codebook[0],
+    )
+
+
+def open_onnx(path: Path) -> tuple[Lazy, dict[str, str]]:
+    """A reader of the published ``speech_tokenizer_v1.onnx`` under torch names, and torch name -> initializer.
+
+    Linear weights and the codebook are anonymous in the file and stored (in, out): they are found through the nodes
+    that use them. Initializers that stand for no weight are in the reader under their own names. Raises
+    ``ValueError`` for the 50 Hz file of the same name, whose first convolution has stride 1.
+    """
+    graph = onnx_file.read_graph(path)
+    for node in graph.nodes.values():
+        if "encoders.conv1.weight" in node.inputs and node.ints.get("strides", (1,)) != (2,):
+            raise ValueError(
+                f"{path}: its first convolution has stride {node.ints.get('strides', (1,))[0]}: this is the 50 Hz "
+                "tokenizer of CosyVoice-300M; expected the 25 Hz one (stride 2), a file of the same name "
+                "(Step-Audio-Tokenizer, CosyVoice-300M-25Hz)"
+            )
+    found: dict[str, tuple[str, bool]] = {}  # torch name -> initializer, transposed
+    for name in graph.weights:
+        if name.startswith("encoders."):
+            found[f"encoder.{name.removeprefix('encoders.')}"] = (name, False)
+    for name, node in graph.nodes.items():
+        for torch_name, initializer, transposed in _weights_of(name, node, graph):
+            found.setdefault(torch_name, (initializer, transposed))
+    used = {initializer for initializer, _ in found.values()}
+    found |= {name: (name, False) for name in graph.weights if name not in used}
+
+    def read_one(name: str) -> np.ndarray:
+        initializer, transposed = found[name]
+        array = onnx_file.read_weight(path, initializer, graph.weights[initializer])
+        return array.T if transposed else array
+
+    def struct(initializer: str, transposed: bool) -> jax.ShapeDtypeStruct:
+        stored = graph.weights[initializer].struct
+        return jax.ShapeDtypeStruct(stored.shape[::-1], stored.dtype) if transposed else stored
+
+    shapes = {name: struct(*place) for name, place in found.items()}
+    return Lazy(shapes, read_one), {name: place[0] for name, place in found.items() if place[0] in used}
+
+
+_NODE = re.compile(r"/(blocks\.\d+)/(?:(attn|mlp)/)?([\w.]+)/(MatMul|Mul|Add|Add_1)")
+
+
+def _weights_of(name: str, node: onnx_file.Node, graph: onnx_file.Graph) -> Iterator[tuple[str, str, bool]]:
+    """(torch name, initializer, stored transposed) of what a node multiplies with or adds."""
+    initializers = [i for i in node.inputs if i in graph.weights]
+    if name.endswith("/_codebook/MatMul"):
+        yield from (("quantizer._codebook.embed", i, True) for i in initializers)
+    elif match := _NODE.search(name):
+        block, group, layer, operation = match.groups()
+        module = ".".join(filter(None, ["encoder", block, group, layer.removeprefix("mlp.") if group else layer]))
+        field = "weight" if operation in ("MatMul", "Mul") else "bias"
+        if operation == "MatMul" or layer in _NORM.values() or operation == "Add":
+            yield from ((f"{module}.{field}", i, operation == "MatMul") for i in initializers)
+
+
+def entries(config: SemanticConfig) -> Iterator[Entry]:
+    """The table between torch and our names; positions are not in it."""
+    yield Entry("codebook.table", "quantizer._codebook.embed")
+    for conv in ("conv1", "conv2"):
+        yield Entry(f"encoder.{conv}.kernel", f"encoder.{conv}.weight", "conv")
+        yield Entry(f"encoder.{conv}.bias", f"encoder.{conv}.bias")
+    for names, weight, kind in ((_LINEAR, "kernel", "linear"), (_NORM, "scale", "plain")):
+        for ours, theirs in names.items():
+            layers = [f"encoder.blocks.{i}.{theirs}." for i in range(config.layers)]
+            yield Entry(f"encoder.blocks.{ours}.{weight}", tuple(f"{layer}weight" for layer in layers), kind)
+            if ours not in _NO_BIAS:
+                yield Entry(f"encoder.blocks.{ours}.bias", tuple(f"{layer}bias" for layer in layers))
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
     """Weights of ``SemanticTokenizer`` from the torch state dict.
 
     Positions are a formula here, not a weight: the stored ones are only checked. Raises ``ValueError`` naming a
-    missing or unknown tensor, or positions that are not the usual sinusoids.
+    missing or unexpected tensor, or positions that are not the usual sinusoids.
     """
-    left = {k: np.asarray(v) for k, v in state.items()}
-    stored = _take(left, _POSITIONS)
+    if POSITIONS not in state:
+        raise ValueError(f"s3: published tensor {POSITIONS!r} is missing")
+    check_positions(np.asarray(state[POSITIONS]))
+    return layout.read(entries(config), {k: v for k, v in state.items() if k != POSITIONS}, source="s3")
+
+
+def check_positions(stored: np.ndarray) -> None:
+    """Raise ``ValueError`` unless the stored positions are the usual sinusoids, which are computed here."""
     gap = np.abs(stored - np.asarray(sinusoids(*stored.shape))).max()
-    if gap > 1e-3:
-        raise ValueError(f"tensor {_POSITIONS!r} differs from the usual sinusoids by {gap:.3g}")
-    weights = {"codebook.table": _take(left, "quantizer._codebook.embed")}
-    for conv in ("conv1", "conv2"):
-        weights[f"encoder.{conv}.kernel"] = _take(left, f"encoder.{conv}.weight").transpose(2, 1, 0)
-        weights[f"encoder.{conv}.bias"] = _take(left, f"encoder.{conv}.bias")
-    blocks = [_block(left, f"encoder.blocks.{i}.") for i in range(config.layers)]
-    for name in blocks[0]:
-        weights[f"encoder.blocks.{name}"] = np.stack([block[name] for block in blocks])
-    if left:
-        raise ValueError(f"unknown tensor {min(left)!r} ({len(left)} unknown in all)")
-    return weights
+    if not gap <= 1e-3:
+        raise ValueError(f"tensor {POSITIONS!r} differs from the usual sinusoids by {gap:.3g}")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
     """The inverse of ``from_upstream``; positions are computed."""
-    weights = {k: np.asarray(v) for k, v in weights.items()}
-    state = {
-        "quantizer._codebook.embed": weights["codebook.table"],
-        _POSITIONS: np.asarray(sinusoids(config.max_positions, config.embed)),
-    }
-    for conv in ("conv1", "conv2"):
-        state[f"encoder.{conv}.weight"] = weights[f"encoder.{conv}.kernel"].transpose(2, 1, 0)
-        state[f"encoder.{conv}.bias"] = weights[f"encoder.{conv}.bias"]
-    for i in range(config.layers):
-        ours, theirs = "encoder.blocks.", f"encoder.blocks.{i}."
-        for name, upstream in _LINEAR.items():
-            state[f"{theirs}{upstream}.weight"] = weights[f"{ours}{name}.kernel"][i].T
-            if name not in _NO_BIAS:
-                state[f"{theirs}{upstream}.bias"] = weights[f"{ours}{name}.bias"][i]
-        for name, upstream in _NORM.items():
-            state[f"{theirs}{upstream}.weight"] = weights[f"{ours}{name}.scale"][i]
-            state[f"{theirs}{upstream}.bias"] = weights[f"{ours}{name}.bias"][i]
+    state = layout.write(entries(config), weights, source="s3")
+    state[POSITIONS] = np.asarray(sinusoids(config.max_positions, config.embed))
     return {k: np.ascontiguousarray(v) for k, v in state.items()}
-
-
-def _block(left: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    out = {}
-    for name, upstream in _LINEAR.items():
-        out[f"{name}.kernel"] = _take(left, f"{prefix}{upstream}.weight").T
-        if name not in _NO_BIAS:
-            out[f"{name}.bias"] = _take(left, f"{prefix}{upstream}.bias")
-    for name, upstream in _NORM.items():
-        out[f"{name}.scale"] = _take(left, f"{prefix}{upstream}.weight")
-        out[f"{name}.bias"] = _take(left, f"{prefix}{upstream}.bias")
-    return out
-
-
-def _take(left: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in left:
-        raise ValueError(f"tensor {name!r} is missing")
-    return left.pop(name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from aqaa_jax.config import DecoderConfig
+from aqaa_jax.convert import layout
+from aqaa_jax.convert.layout import Entry
 
 # Published field -> ours; head_dim is derived, weights are never tied whatever the config says.
 _FIELDS = {
@@ -32,8 +35,8 @@ _LAYER = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
-_WHOLE = {"model.embed_tokens.weight": "embedding.table", "model.norm.weight": "norm.scale", "lm_head.weight": "head"}
-_NOT_TRANSPOSED = frozenset({"embedding.table", "norm.scale", "attention_norm.scale", "mlp_norm.scale"})
+_BODY = "model."  # published prefix of everything but the head
+_KINDS = {"self_attn.o_proj": "from_heads"} | {f"self_attn.{x}_proj": "to_heads" for x in "qkv"}
 
 
 def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfig:
@@ -47,9 +50,19 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
     values = {ours: published[theirs] for theirs, ours in _FIELDS.items()}
     if values["embed"] % values["heads"]:
         raise ValueError(f"hidden_size {values['embed']} does not divide into {values['heads']} heads")
-    dtype = str(published.get("torch_dtype", "bfloat16"))
+    dtype = stored_dtype(published) or "bfloat16"
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
     return DecoderConfig(**(values | changes))
+
+
+def is_decoder(published: Mapping[str, Any]) -> bool:
+    """Whether a published config holds every field of a Step1 decoder."""
+    return set(_FIELDS) <= set(published)
+
+
+def stored_dtype(published: Mapping[str, Any]) -> str:
+    """The dtype a published config says its weights have, by name; empty if it does not say."""
+    return str(published.get("torch_dtype") or published.get("dtype") or "")
 
 
 def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -72,59 +85,58 @@ def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (c.embed,), "lm_head.weight": (c.vocab, c.embed)}
 
 
+def entries(config: DecoderConfig) -> Iterator[Entry]:
+    """The table between published and our names: linear weights transposed, heads split, layers stacked."""
+    yield Entry("embedding.table", "model.embed_tokens.weight")
+    for name, ours in _LAYER.items():
+        published = tuple(_layer_name(i, name) for i in range(config.layers))
+        kind = "plain" if ours.endswith("norm.scale") else _KINDS.get(name, "linear")
+        yield Entry(f"blocks.{ours}", published, kind, config.head_dim)
+    yield Entry("norm.scale", "model.norm.weight")
+    yield Entry("head", "lm_head.weight", "linear")
+
+
+def locate(shapes: Mapping[str, jax.ShapeDtypeStruct], config: DecoderConfig) -> dict[str, str]:
+    """Published name -> its name in a file whose prefixes are another's (Step-Audio-AQAA holds a vision tower too).
+
+    The prefix of the layers is that of the ``layers.0.self_attn.q_proj.weight`` of the decoder's own shape; the head is
+    found by suffix and shape. Names that are not found map to what was expected, so that they are told as missing.
+    Raises ``ValueError`` if two prefixes fit.
+    """
+    expected = published_shapes(config)
+    prefix = _only(shapes, _layer_name(0, "self_attn.q_proj"), expected, _BODY)
+    head = _only(shapes, "lm_head.weight", expected, "")
+    return {n: head + n if n == "lm_head.weight" else prefix + n.removeprefix(_BODY) for n in expected}
+
+
+def _only(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], name: str, expected: Mapping[str, tuple[int, ...]], usual: str
+) -> str:
+    suffix = name.removeprefix(usual)
+    found = [n.removesuffix(suffix) for n, t in shapes.items() if f".{n}".endswith(f".{suffix}")]
+    fitting = [p for p in found if shapes[p + suffix].shape == expected[name]]
+    if len(fitting) > 1 and usual not in fitting:
+        raise ValueError(f"Step1 shards: {suffix!r} is there under the prefixes {', '.join(map(repr, fitting))}")
+    return usual if usual in fitting or not fitting else fitting[0]
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Our weights, by name, from a published state dict: linear weights transposed, heads split, layers stacked.
+    """Our weights, by name, from a published state dict.
 
     The head is read from ``lm_head.weight``, never tied. Raises ``ValueError`` naming the first missing,
     unexpected or misshapen tensor.
     """
-    expected = published_shapes(config)
-    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing:
-        raise ValueError(f"Step1 state dict: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
-    if unexpected:
-        raise ValueError(f"Step1 state dict: unexpected tensor {unexpected[0]!r} ({len(unexpected)} in all)")
-    for name, shape in expected.items():
-        if tuple(state[name].shape) != shape:
+    for name, shape in published_shapes(config).items():
+        if name in state and tuple(state[name].shape) != shape:
             raise ValueError(f"Step1 state dict: {name!r} has shape {tuple(state[name].shape)}, expected {shape}")
-    out = {ours: _ours(ours, np.asarray(state[name]), config) for name, ours in _WHOLE.items()}
-    for name, ours in _LAYER.items():
-        layers = [np.asarray(state[_layer_name(i, name)]) for i in range(config.layers)]
-        out[f"blocks.{ours}"] = np.stack([_ours(ours, layer, config) for layer in layers])
-    return out
+    return layout.read(entries(config), state, source="Step1 state dict")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
     """The exact inverse of ``from_upstream``. Raises ``ValueError`` naming a missing or unexpected weight."""
-    expected = {*_WHOLE.values(), *(f"blocks.{ours}" for ours in _LAYER.values())}
-    wrong = sorted(expected ^ set(weights))
-    if wrong:
-        raise ValueError(f"decoder weights: {wrong[0]!r} is {'missing' if wrong[0] in expected else 'unexpected'}")
-    out = {name: _published(ours, np.asarray(weights[ours]), config) for name, ours in _WHOLE.items()}
-    for name, ours in _LAYER.items():
-        stacked = np.asarray(weights[f"blocks.{ours}"])
-        out |= {_layer_name(i, name): _published(ours, stacked[i], config) for i in range(config.layers)}
-    return {name: out[name] for name in published_shapes(config)}
+    out = layout.write(entries(config), weights, source="decoder weights")
+    return {name: np.ascontiguousarray(out[name]) for name in published_shapes(config)}
 
 
 def _layer_name(layer: int, name: str) -> str:
     return f"model.layers.{layer}.{name}.weight"
-
-
-def _ours(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
-    if name in _NOT_TRANSPOSED:
-        return array
-    array = array.T
-    if name in ("attention.wq", "attention.wk", "attention.wv"):
-        return array.reshape(array.shape[0], -1, config.head_dim)
-    return array.reshape(config.heads, config.head_dim, -1) if name == "attention.wo" else array
-
-
-def _published(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
-    if name in _NOT_TRANSPOSED:
-        return array
-    if name in ("attention.wq", "attention.wk", "attention.wv"):
-        array = array.reshape(array.shape[0], -1)
-    elif name == "attention.wo":
-        array = array.reshape(-1, array.shape[-1])
-    return np.ascontiguousarray(array.T)
