@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from aqaa_jax import atomic
+from aqaa_jax.checkpoint import shards
 from aqaa_jax.checkpoint.files import load_model, write_json
 from aqaa_jax.checkpoint.folder import CONFIG, TEXT_MODEL, read_config
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
 
-FILE = "start.safetensors"
+FOLDER = "start"  # of a stage: the weights it goes on from
 TRAINED_BY = {"decoder": "sft"}  # the stage that trains a part on, where it has another name
 KEPT_AS = {"decoder": "pretrain"}  # the stage whose result a kept part stands for, where it has another name
 SHAPED = ("tokenizer", "vocab", "decoder", "vocoder", "weave")  # what recipe and folder must agree on
@@ -40,27 +43,34 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
             f"stage {stuck[0]!r} cannot go on from a model folder; leave it out of the stages or the start empty"
         )
     made = json.loads((folder / CONFIG).read_text()).get("provenance", {})
-    _copy(folder / TEXT_MODEL, run_dir / "corpus" / TEXT_MODEL)
+    _bring(folder / TEXT_MODEL, run_dir / "corpus")
     for name in builders(recipe.system):
-        source, stage = folder / f"{name}.safetensors", TRAINED_BY.get(name, name)
-        if stage in recipe.stages:
-            _copy(source, run_dir / stage / FILE)
-        else:
-            kept = run_dir / KEPT_AS.get(name, name)
-            _copy(source, kept / source.name)
-            write_json(kept / "done.json", {"start": recipe.start, "made": made})
+        stage = TRAINED_BY.get(name, name)
+        kept = stage not in recipe.stages
+        target = run_dir / KEPT_AS.get(name, name) if kept else run_dir / stage / FOLDER
+        index = folder / f"{name}{shards.INDEX}"
+        for file in [*shards.weight_files(folder, name), *([index] if index.is_file() else [])]:
+            _bring(file, target)
+        if kept:
+            write_json(target / "done.json", {"start": recipe.start, "made": made})
 
 
 def started(recipe: RecipeConfig, run_dir: Path, stage: str, part: str) -> Any | None:
     """The weights that ``stage`` is to go on from, or None."""
-    path = run_dir / stage / FILE
-    return load_model(path, abstract(recipe.system, part)) if path.exists() else None
+    folder = run_dir / stage / FOLDER
+    return load_model(folder / f"{part}.safetensors", abstract(recipe.system, part)) if folder.is_dir() else None
 
 
-def _copy(source: Path, target: Path) -> None:
+def _bring(source: Path, directory: Path) -> None:
+    """``source`` in ``directory``: linked, since weights are never changed in place, or copied to another disk."""
+    target = directory / source.name
     if target.exists():
         return
     if not source.is_file():
         raise FileNotFoundError(f"{source}: missing, so {source.parent} is not a (whole) model folder")
-    with atomic.written(target) as part:
-        part.write_bytes(source.read_bytes())
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with atomic.written(target) as part:
+            shutil.copyfile(source, part)
