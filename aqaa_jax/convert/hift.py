@@ -1,8 +1,9 @@
 """The published HiFT (``hift.pt``, the ``hift`` section of cosyvoice.yaml) to ours and back.
 
 The published convolutions are stored under weight norm, ``w = g v / ||v||`` with the norm over every axis but the
-first. We keep only ``w``. On the way back ``g = ||w||`` and ``v = w``: the product is the same, but ``g`` and
-``v`` themselves cannot be recovered (any positive multiple of ``v`` gives the same ``w``).
+first. We keep only ``w``. On the way back ``g = ||w||`` and ``v = w``: the product is the same, but the ``g`` and
+``v`` that training had cannot be recovered (any positive multiple of ``v`` gives the same ``w``). Read again, a file
+so written gives ``w`` to the last bit: where ``g`` is the rounded norm of ``v``, ``v`` itself is the product.
 """
 
 from __future__ import annotations
@@ -43,6 +44,29 @@ def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
     )
 
 
+def config_to_upstream(config: HiftConfig) -> dict[str, Any]:
+    """The published fields of a ``HiftConfig``: the inverse of ``config_from_upstream``."""
+    return {
+        "in_channels": config.num_mels,
+        "base_channels": config.channels,
+        "nb_harmonics": config.harmonics,
+        "sampling_rate": config.sample_rate,
+        "nsf_alpha": config.sine_amplitude,
+        "nsf_sigma": config.noise_sigma,
+        "nsf_voiced_threshold": config.voiced_threshold,
+        "upsample_rates": list(config.upsample_rates),
+        "upsample_kernel_sizes": list(config.upsample_kernels),
+        "istft_params": {"n_fft": config.istft_n_fft, "hop_len": config.istft_hop},
+        "resblock_kernel_sizes": list(config.resblock_kernels),
+        "resblock_dilation_sizes": [list(d) for d in config.resblock_dilations],
+        "source_resblock_kernel_sizes": list(config.source_kernels),
+        "source_resblock_dilation_sizes": [list(d) for d in config.source_dilations],
+        "lrelu_slope": config.leaky_slope,
+        "audio_limit": config.audio_limit,
+        "f0_predictor": {"num_class": 1, "in_channels": config.num_mels, "cond_channels": config.f0_channels},
+    }
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict, weight norm folded in."""
     return read(_entries(config), fold_weight_norm(state), source="hift")
@@ -69,8 +93,9 @@ def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             prefix = name.removesuffix("_v")
             if f"{prefix}_g" not in state:
                 raise ValueError(f"hift: published tensor {prefix + '_g'!r} is missing")
-            v = np.asarray(value, np.float64)
-            out[prefix] = (np.asarray(state[f"{prefix}_g"], np.float64) * v / _norm(v)).astype(value.dtype)
+            g, norm = np.asarray(state[f"{prefix}_g"]), _norm(value)
+            scale = np.where(g == norm.astype(g.dtype), 1.0, g.astype(np.float64) / norm)
+            out[prefix] = (scale * value).astype(value.dtype)
         elif not name.endswith(".weight_g"):
             out[name] = value
     return out

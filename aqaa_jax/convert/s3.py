@@ -36,6 +36,21 @@ def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
     )
 
 
+def config_to_upstream(config: SemanticConfig) -> dict[str, Any]:
+    """The fields that ``config_from_upstream`` reads. Raises ``ValueError`` for a width they cannot say."""
+    if config.mlp != 4 * config.embed:
+        raise ValueError(f"semantic tokenizer has mlp {config.mlp}; the published layout has 4 * {config.embed}")
+    return {
+        "name": "speech_tokenizer_v1_25hz",
+        "n_mels": config.num_mels,
+        "n_audio_ctx": config.max_positions,
+        "n_audio_state": config.embed,
+        "n_audio_head": config.heads,
+        "n_audio_layer": config.layers,
+        "n_codebook_size": config.codes,
+    }
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
     """Weights of ``SemanticTokenizer`` from the torch state dict.
 
