@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -29,6 +28,18 @@ def named_weights(model: nnx.Module) -> dict[str, Any]:
     """Name -> array (or ``ShapeDtypeStruct``) of every weight of a real or abstract module."""
     leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
     return {_name(path): leaf.get_value() for path, leaf in leaves}
+
+
+def layer_name(name: str, layer: int) -> str:
+    """The name under which shards hold one layer of a stacked weight: ``blocks.3.attention.wq``.
+
+    The layer follows the module called ``blocks``. A stack of 88 layers is tens of gigabytes; shards hold its layers
+    apart. Raises ``ValueError`` if no module on the path has that name.
+    """
+    head, found, tail = f".{name}".rpartition(".blocks.")
+    if not found:
+        raise ValueError(f"weight {name!r} is in no module called 'blocks'; its layers have no names of their own")
+    return f"{head}{found}{layer}.{tail}".removeprefix(".")
 
 
 def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
@@ -49,7 +60,7 @@ def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "wei
         new, old = weights[name], expected[name]
         if tuple(new.shape) != tuple(old.shape):
             raise ValueError(f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
-        if not np.issubdtype(np.asarray(new).dtype, np.number) and str(new.dtype) != "bfloat16":
+        if not jnp.issubdtype(new.dtype, jnp.number):
             raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
         return leaf.replace(jnp.asarray(new).astype(old.dtype))
 

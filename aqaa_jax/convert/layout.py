@@ -1,22 +1,38 @@
-"""Tables between published PyTorch names and layouts and ours, read in both directions."""
+"""Tables between published PyTorch names and layouts and ours, read in both directions, whole or piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from aqaa_jax.checkpoint.tree import layer_name
+
 # Order of our axes in the published array, by kind; "plain" arrays are the same on both sides.
 _AXES = {"linear": (1, 0), "conv": (2, 1, 0), "conv_transpose": (2, 0, 1)}
+_BLOCK = 1 << 26  # bytes of a contiguous copy made at a time
 
 
 class Entry(NamedTuple):
-    """One of our weights and its published tensors: one name, or one per layer of a stack (then stacked)."""
+    """One of our weights and its published tensors: one name, or one per layer of a stack (then stacked).
+
+    ``kind``: ``plain``, ``linear``, ``conv``, ``conv_transpose``; ``to_heads`` (N H, D) -> (D, N, H) and ``from_heads``
+    (D, N H) -> (N, H, D) with ``head_dim`` H; ``depthwise`` (D, 1, K) -> (K, D). With ``pieces`` above 1 ours is one of
+    that many equal pieces of the published rows.
+    """
 
     ours: str
     published: str | tuple[str, ...]
-    kind: str = "plain"  # plain | linear | conv | conv_transpose
+    kind: str = "plain"
+    head_dim: int = 0
+    piece: int = 0
+    pieces: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The published names, one per layer if ours is a stack."""
+        return (self.published,) if isinstance(self.published, str) else self.published
 
 
 def read(entries: Iterable[Entry], state: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:
@@ -25,14 +41,13 @@ def read(entries: Iterable[Entry], state: Mapping[str, np.ndarray], *, source: s
     Raises ``ValueError`` naming ``source`` and the first published tensor that is missing or left over.
     """
     out, used = {}, set()
-    for ours, published, kind in entries:
-        names = (published,) if isinstance(published, str) else published
-        for name in names:
+    for entry in entries:
+        for name in entry.names:
             if name not in state:
                 raise ValueError(f"{source}: published tensor {name!r} is missing")
-        used.update(names)
-        arrays = [_to_ours(np.asarray(state[name]), kind) for name in names]
-        out[ours] = arrays[0] if isinstance(published, str) else np.stack(arrays)
+        used.update(entry.names)
+        arrays = [to_ours(np.asarray(state[name]), entry) for name in entry.names]
+        out[entry.ours] = arrays[0] if isinstance(entry.published, str) else np.stack(arrays)
     unexpected = sorted(set(state) - used)
     if unexpected:
         raise ValueError(f"{source}: unexpected published tensor {unexpected[0]!r} ({len(unexpected)} in all)")
@@ -41,28 +56,86 @@ def read(entries: Iterable[Entry], state: Mapping[str, np.ndarray], *, source: s
 
 def write(entries: Iterable[Entry], weights: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:
     """The published state dict of our weights: the exact inverse of ``read``."""
-    out, used = {}, set()
-    for ours, published, kind in entries:
+    out: dict[str, np.ndarray] = {}
+    split: dict[str, list[np.ndarray]] = {}
+    used = set()
+    for entry in entries:
+        ours = entry.ours
         if ours not in weights:
             raise ValueError(f"{source}: weight {ours!r} is missing")
         used.add(ours)
         value = np.asarray(weights[ours])
-        if isinstance(published, str):
-            out[published] = _to_published(value, kind)
-            continue
-        if len(value) != len(published):
-            raise ValueError(f"{source}: weight {ours!r} has {len(value)} layers, expected {len(published)}")
-        for name, layer in zip(published, value, strict=True):
-            out[name] = _to_published(layer, kind)
+        layers = [value] if isinstance(entry.published, str) else list(value)
+        if len(layers) != len(entry.names):
+            raise ValueError(f"{source}: weight {ours!r} has {len(layers)} layers, expected {len(entry.names)}")
+        for name, layer in zip(entry.names, layers, strict=True):
+            if entry.pieces == 1:
+                out[name] = _to_published(layer, entry)
+                continue
+            split.setdefault(name, []).append(_to_published(layer, entry))
+            if len(split[name]) == entry.pieces:
+                out[name] = np.concatenate(split.pop(name))
     unexpected = sorted(set(weights) - used)
     if unexpected:
         raise ValueError(f"{source}: unexpected weight {unexpected[0]!r} ({len(unexpected)} in all)")
     return out
 
 
-def _to_ours(array: np.ndarray, kind: str) -> np.ndarray:
+def per_layer(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """``entries`` with stacks taken apart, layer by layer, under the names that shards have (``tree.layer_name``)."""
+    stacked: list[Entry] = []
+    for entry in [*entries, Entry("", "")]:
+        if not isinstance(entry.published, str):
+            stacked.append(entry)
+            continue
+        for i in range(max((len(e.names) for e in stacked), default=0)):
+            yield from (e._replace(ours=layer_name(e.ours, i), published=e.names[i]) for e in stacked)
+        stacked = []
+        if entry.ours:
+            yield entry
+
+
+def blocks(entry: Entry, load: Callable[[str], np.ndarray], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Consecutive contiguous row blocks of one of our weights, holding one published tensor at a time.
+
+    ``load`` gives a published tensor by name. The blocks are what ``checkpoint.shards.write_shards`` takes.
+    """
+    for name in entry.names:
+        array = to_ours(load(name), entry)
+        array = array if isinstance(entry.published, str) else array[None]
+        yield from _contiguous(array, dtype)
+
+
+def _contiguous(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    if array.ndim == 0:
+        yield array.astype(dtype)
+        return
+    rows = max(1, _BLOCK * len(array) // max(array.nbytes, 1))
+    raw = array.view(np.uint16) if array.dtype.itemsize == 2 else array  # NumPy copies its own dtypes faster
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(raw[start : start + rows]).view(array.dtype).astype(dtype, copy=False)
+
+
+def to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """One published tensor in our layout (a view)."""
+    kind, head_dim = entry.kind, entry.head_dim
+    if entry.pieces > 1:
+        array = np.split(array, entry.pieces)[entry.piece]
+    if kind == "to_heads":
+        return array.T.reshape(array.shape[1], -1, head_dim)
+    if kind == "from_heads":
+        return array.T.reshape(-1, head_dim, array.shape[0])
+    if kind == "depthwise":
+        return array[:, 0].T
     return array if kind == "plain" else array.transpose(_AXES[kind])
 
 
-def _to_published(array: np.ndarray, kind: str) -> np.ndarray:
+def _to_published(array: np.ndarray, entry: Entry) -> np.ndarray:
+    kind = entry.kind
+    if kind == "to_heads":
+        return array.reshape(array.shape[0], -1).T
+    if kind == "from_heads":
+        return array.reshape(-1, array.shape[-1]).T
+    if kind == "depthwise":
+        return array.T[:, None]
     return array if kind == "plain" else array.transpose(np.argsort(_AXES[kind]))

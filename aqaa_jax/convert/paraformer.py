@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ import yaml
 from safetensors.numpy import load_file
 
 from aqaa_jax.config import LinguisticConfig
+from aqaa_jax.convert import layout
+from aqaa_jax.convert.layout import Entry
 
 CODEBOOK = "linguistic_tokenizer.npy"
 CMVN = "am.mvn"
 _ENCODER = {"selfattention_layer_type": "sanm", "normalize_before": True, "sanm_shfit": 0, "input_layer": "pe_online"}
-_PREFIX = "encoder."  # decoder, predictor and the rest of the recogniser are not needed
+FILE_WEIGHTS = (f"{CMVN} AddShift", f"{CMVN} Rescale", CODEBOOK)
+PREFIX = "encoder."  # decoder, predictor and the rest of the recogniser are not needed
 
 
 def config_from_upstream(values: Mapping[str, Any], codes: int = 1024) -> LinguisticConfig:
@@ -89,43 +92,29 @@ def from_upstream(
 
     Every ``encoder.*`` tensor must be used. Raises ``ValueError`` naming a missing or unknown one.
     """
-    left = {k.removeprefix(_PREFIX): np.asarray(v) for k, v in state.items() if k.startswith(_PREFIX)}
-    weights = {
-        "encoder.cmvn_shift": np.asarray(cmvn[0]),
-        "encoder.cmvn_scale": np.asarray(cmvn[1]),
-        "codebook.table": np.asarray(codebook),
-        "encoder.after_norm.scale": _take(left, "after_norm.weight"),
-        "encoder.after_norm.bias": _take(left, "after_norm.bias"),
-    }
-    for name, value in _block(left, "encoders0.0.").items():
-        weights[f"encoder.first.{name}"] = value
-    blocks = [_block(left, f"encoders.{i}.") for i in range(config.layers - 1)]
-    for name in blocks[0]:
-        weights[f"encoder.blocks.{name}"] = np.stack([block[name] for block in blocks])
-    if left:
-        raise ValueError(f"unknown tensor {_PREFIX + min(left)!r} ({len(left)} unknown in all)")
-    return weights
+    own = {k: v for k, v in state.items() if k.startswith(PREFIX)}
+    files = dict(zip(FILE_WEIGHTS, (*cmvn, codebook), strict=True))
+    return layout.read(entries(config), own | files, source="paraformer")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: LinguisticConfig) -> dict[str, np.ndarray]:
     """The inverse of ``from_upstream``: the ``encoder.*`` tensors; CMVN (``cmvn_text``) and codebook are not in it."""
-    weights = {k: np.asarray(v) for k, v in weights.items()}
-    state = {
-        "after_norm.weight": weights["encoder.after_norm.scale"],
-        "after_norm.bias": weights["encoder.after_norm.bias"],
-    }
-    own = {k.removeprefix("encoder.first."): v for k, v in weights.items() if k.startswith("encoder.first.")}
-    state |= {f"encoders0.0.{k}": v for k, v in _block_to_upstream(own).items()}
-    stacked = {k.removeprefix("encoder.blocks."): v for k, v in weights.items() if k.startswith("encoder.blocks.")}
-    for i in range(config.layers - 1):
-        block = _block_to_upstream({k: v[i] for k, v in stacked.items()})
-        state |= {f"encoders.{i}.{k}": v for k, v in block.items()}
-    return {_PREFIX + k: np.ascontiguousarray(v) for k, v in state.items()}
+    state = layout.write(entries(config), weights, source="paraformer")
+    return {k: np.ascontiguousarray(v) for k, v in state.items() if k not in FILE_WEIGHTS}
+
+
+def entries(config: LinguisticConfig) -> Iterator[Entry]:
+    """The table between published and our names; what other files than the weights hold is named ``FILE_WEIGHTS``."""
+    for ours, theirs in zip(("encoder.cmvn_shift", "encoder.cmvn_scale", "codebook.table"), FILE_WEIGHTS, strict=True):
+        yield Entry(ours, theirs)
+    yield from _norm("encoder.after_norm", [f"{PREFIX}after_norm"], first=True)
+    yield from _block("encoder.first.", [f"{PREFIX}encoders0.0."], first=True)
+    yield from _block("encoder.blocks.", [f"{PREFIX}encoders.{i}." for i in range(config.layers - 1)], first=False)
 
 
 def unused_names(state: Mapping[str, Any]) -> list[str]:
     """Tensors of a published file that tokenizing does not need, sorted."""
-    return sorted(k for k in state if not k.startswith(_PREFIX))
+    return sorted(k for k in state if not k.startswith(PREFIX))
 
 
 def read_cmvn(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -191,42 +180,29 @@ def _first(directory: Path, *names: str) -> Path:
     raise FileNotFoundError(f"{directory}: has no {' or '.join(names)}")
 
 
-def _take(left: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in left:
-        raise ValueError(f"tensor {_PREFIX + name!r} is missing")
-    return left.pop(name)
+def _block(ours: str, layers: list[str], *, first: bool) -> Iterator[Entry]:
+    """One block or a stack of them; the three projections are one published tensor."""
+    fused = [f"{layer}self_attn.linear_q_k_v." for layer in layers]
+    for piece, name in enumerate(_QKV):
+        yield Entry(f"{ours}{name}.kernel", _names(fused, "weight", first), "linear", 0, piece, len(_QKV))
+        yield Entry(f"{ours}{name}.bias", _names(fused, "bias", first), "plain", 0, piece, len(_QKV))
+    for name, theirs in _LINEAR.items():
+        yield Entry(f"{ours}{name}.kernel", _names(layers, f"{theirs}.weight", first), "linear")
+        yield Entry(f"{ours}{name}.bias", _names(layers, f"{theirs}.bias", first))
+    for name in _NORM:
+        yield from _norm(f"{ours}{name}", [f"{layer}{name}" for layer in layers], first=first)
+    yield Entry(f"{ours}fsmn", _names(layers, "self_attn.fsmn_block.weight", first), "depthwise")
+
+
+def _norm(ours: str, layers: list[str], *, first: bool) -> Iterator[Entry]:
+    yield Entry(f"{ours}.scale", _names(layers, ".weight", first))
+    yield Entry(f"{ours}.bias", _names(layers, ".bias", first))
+
+
+def _names(layers: list[str], name: str, first: bool) -> str | tuple[str, ...]:
+    return layers[0] + name if first else tuple(layer + name for layer in layers)
 
 
 _LINEAR = {"out": "self_attn.linear_out", "up": "feed_forward.w_1", "down": "feed_forward.w_2"}
 _NORM = ("norm1", "norm2")
 _QKV = ("query", "key", "value")
-
-
-def _block(left: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """One block: linear (out, in) -> (in, out), the fused projection split, the memory (D, 1, K) -> (K, D)."""
-    out = {}
-    kernels = np.split(_take(left, prefix + "self_attn.linear_q_k_v.weight"), 3)
-    biases = np.split(_take(left, prefix + "self_attn.linear_q_k_v.bias"), 3)
-    for name, kernel, bias in zip(_QKV, kernels, biases, strict=True):
-        out[f"{name}.kernel"], out[f"{name}.bias"] = kernel.T, bias
-    for name, theirs in _LINEAR.items():
-        out[f"{name}.kernel"] = _take(left, f"{prefix}{theirs}.weight").T
-        out[f"{name}.bias"] = _take(left, f"{prefix}{theirs}.bias")
-    for name in _NORM:
-        out[f"{name}.scale"] = _take(left, f"{prefix}{name}.weight")
-        out[f"{name}.bias"] = _take(left, f"{prefix}{name}.bias")
-    out["fsmn"] = _take(left, prefix + "self_attn.fsmn_block.weight")[:, 0].T
-    return out
-
-
-def _block_to_upstream(block: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    out = {
-        "self_attn.linear_q_k_v.weight": np.concatenate([block[f"{name}.kernel"].T for name in _QKV]),
-        "self_attn.linear_q_k_v.bias": np.concatenate([block[f"{name}.bias"] for name in _QKV]),
-        "self_attn.fsmn_block.weight": block["fsmn"].T[:, None],
-    }
-    for name, theirs in _LINEAR.items():
-        out |= {f"{theirs}.weight": block[f"{name}.kernel"].T, f"{theirs}.bias": block[f"{name}.bias"]}
-    for name in _NORM:
-        out |= {f"{name}.weight": block[f"{name}.scale"], f"{name}.bias": block[f"{name}.bias"]}
-    return out

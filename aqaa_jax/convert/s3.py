@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from aqaa_jax.codec.s3 import sinusoids
 from aqaa_jax.config import SemanticConfig
+from aqaa_jax.convert import layout
+from aqaa_jax.convert.layout import Entry
 
 _LINEAR = {"query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
 _LINEAR |= {"up": "mlp.0", "down": "mlp.2"}
 _NORM = {"norm1": "attn_ln", "norm2": "mlp_ln"}
 _NO_BIAS = ("key",)
-_POSITIONS = "encoder.positional_embedding"
+POSITIONS = "encoder.positional_embedding"
 
 
 def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
@@ -51,64 +53,53 @@ def config_to_upstream(config: SemanticConfig) -> dict[str, Any]:
     }
 
 
+def entries(config: SemanticConfig) -> Iterator[Entry]:
+    """The table between torch and our names; positions are not in it."""
+    yield Entry("codebook.table", "quantizer._codebook.embed")
+    for conv in ("conv1", "conv2"):
+        yield Entry(f"encoder.{conv}.kernel", f"encoder.{conv}.weight", "conv")
+        yield Entry(f"encoder.{conv}.bias", f"encoder.{conv}.bias")
+    for names, weight, kind in ((_LINEAR, "kernel", "linear"), (_NORM, "scale", "plain")):
+        for ours, theirs in names.items():
+            layers = [f"encoder.blocks.{i}.{theirs}." for i in range(config.layers)]
+            yield Entry(f"encoder.blocks.{ours}.{weight}", tuple(f"{layer}weight" for layer in layers), kind)
+            if ours not in _NO_BIAS:
+                yield Entry(f"encoder.blocks.{ours}.bias", tuple(f"{layer}bias" for layer in layers))
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
     """Weights of ``SemanticTokenizer`` from the torch state dict.
 
     Positions are a formula here, not a weight: the stored ones are only checked. Raises ``ValueError`` naming a
-    missing or unknown tensor, or positions that are not the usual sinusoids.
+    missing or unexpected tensor, or positions that are not the usual sinusoids.
     """
-    left = {k: np.asarray(v) for k, v in state.items()}
-    stored = _take(left, _POSITIONS)
+    if POSITIONS not in state:
+        raise ValueError(f"s3: published tensor {POSITIONS!r} is missing")
+    check_positions(np.asarray(state[POSITIONS]))
+    return layout.read(entries(config), {k: v for k, v in state.items() if k != POSITIONS}, source="s3")
+
+
+def check_positions(stored: np.ndarray) -> None:
+    """Raise ``ValueError`` unless the stored positions are the usual sinusoids, which are computed here."""
     gap = np.abs(stored - np.asarray(sinusoids(*stored.shape))).max()
-    if gap > 1e-3:
-        raise ValueError(f"tensor {_POSITIONS!r} differs from the usual sinusoids by {gap:.3g}")
-    weights = {"codebook.table": _take(left, "quantizer._codebook.embed")}
-    for conv in ("conv1", "conv2"):
-        weights[f"encoder.{conv}.kernel"] = _take(left, f"encoder.{conv}.weight").transpose(2, 1, 0)
-        weights[f"encoder.{conv}.bias"] = _take(left, f"encoder.{conv}.bias")
-    blocks = [_block(left, f"encoder.blocks.{i}.") for i in range(config.layers)]
-    for name in blocks[0]:
-        weights[f"encoder.blocks.{name}"] = np.stack([block[name] for block in blocks])
-    if left:
-        raise ValueError(f"unknown tensor {min(left)!r} ({len(left)} unknown in all)")
-    return weights
+    if not gap <= 1e-3:
+        raise ValueError(f"tensor {POSITIONS!r} differs from the usual sinusoids by {gap:.3g}")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
-    """The inverse of ``from_upstream``; positions are computed."""
-    weights = {k: np.asarray(v) for k, v in weights.items()}
-    state = {
-        "quantizer._codebook.embed": weights["codebook.table"],
-        _POSITIONS: np.asarray(sinusoids(config.max_positions, config.embed)),
-    }
-    for conv in ("conv1", "conv2"):
-        state[f"encoder.{conv}.weight"] = weights[f"encoder.{conv}.kernel"].transpose(2, 1, 0)
-        state[f"encoder.{conv}.bias"] = weights[f"encoder.{conv}.bias"]
-    for i in range(config.layers):
-        ours, theirs = "encoder.blocks.", f"encoder.blocks.{i}."
-        for name, upstream in _LINEAR.items():
-            state[f"{theirs}{upstream}.weight"] = weights[f"{ours}{name}.kernel"][i].T
-            if name not in _NO_BIAS:
-                state[f"{theirs}{upstream}.bias"] = weights[f"{ours}{name}.bias"][i]
-        for name, upstream in _NORM.items():
-            state[f"{theirs}{upstream}.weight"] = weights[f"{ours}{name}.scale"][i]
-            state[f"{theirs}{upstream}.bias"] = weights[f"{ours}{name}.bias"][i]
+    """The inverse of ``from_upstream``; positions are computed (``positions``)."""
+    state = layout.write(entries(config), weights, source="s3")
+    state[POSITIONS] = positions(config)
     return {k: np.ascontiguousarray(v) for k, v in state.items()}
 
 
-def _block(left: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    out = {}
-    for name, upstream in _LINEAR.items():
-        out[f"{name}.kernel"] = _take(left, f"{prefix}{upstream}.weight").T
-        if name not in _NO_BIAS:
-            out[f"{name}.bias"] = _take(left, f"{prefix}{upstream}.bias")
-    for name, upstream in _NORM.items():
-        out[f"{name}.scale"] = _take(left, f"{prefix}{upstream}.weight")
-        out[f"{name}.bias"] = _take(left, f"{prefix}{upstream}.bias")
-    return out
+def positions(config: SemanticConfig) -> np.ndarray:
+    """The published table of positions: the sine of each float32 angle, rounded once.
 
-
-def _take(left: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in left:
-        raise ValueError(f"tensor {name!r} is missing")
-    return left.pop(name)
+    PyTorch's own table differs from this by a unit in the last place in 6 % of its values (``codec.s3.sinusoids``, on
+    the device, by up to 2e-5).
+    """
+    half = config.embed // 2
+    rates = np.exp(-np.log(10000.0) / (half - 1) * np.arange(half)).astype(np.float32)
+    angles = (np.arange(config.max_positions, dtype=np.float32)[:, None] * rates).astype(np.float64)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from aqaa_jax.config import DecoderConfig
+from aqaa_jax.convert import layout
+from aqaa_jax.convert.layout import Entry
 from aqaa_jax.nn.alibi import alibi_slopes
 from aqaa_jax.tokens.vocab import BOS, EOT, PAD
 
@@ -34,8 +36,7 @@ _LAYER = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
-_WHOLE = {"model.embed_tokens.weight": "embedding.table", "model.norm.weight": "norm.scale", "lm_head.weight": "head"}
-_NOT_TRANSPOSED = frozenset({"embedding.table", "norm.scale", "attention_norm.scale", "mlp_norm.scale"})
+_KINDS = {"self_attn.o_proj": "from_heads"} | {f"self_attn.{x}_proj": "to_heads" for x in "qkv"}
 
 
 def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfig:
@@ -103,59 +104,34 @@ def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (c.embed,), "lm_head.weight": (c.vocab, c.embed)}
 
 
+def entries(config: DecoderConfig) -> Iterator[Entry]:
+    """The table between published and our names: linear weights transposed, heads split, layers stacked."""
+    yield Entry("embedding.table", "model.embed_tokens.weight")
+    for name, ours in _LAYER.items():
+        published = tuple(_layer_name(i, name) for i in range(config.layers))
+        kind = "plain" if ours.endswith("norm.scale") else _KINDS.get(name, "linear")
+        yield Entry(f"blocks.{ours}", published, kind, config.head_dim)
+    yield Entry("norm.scale", "model.norm.weight")
+    yield Entry("head", "lm_head.weight", "linear")
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Our weights, by name, from a published state dict: linear weights transposed, heads split, layers stacked.
+    """Our weights, by name, from a published state dict.
 
     The head is read from ``lm_head.weight``, never tied. Raises ``ValueError`` naming the first missing,
     unexpected or misshapen tensor.
     """
-    expected = published_shapes(config)
-    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing:
-        raise ValueError(f"Step1 state dict: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
-    if unexpected:
-        raise ValueError(f"Step1 state dict: unexpected tensor {unexpected[0]!r} ({len(unexpected)} in all)")
-    for name, shape in expected.items():
-        if tuple(state[name].shape) != shape:
+    for name, shape in published_shapes(config).items():
+        if name in state and tuple(state[name].shape) != shape:
             raise ValueError(f"Step1 state dict: {name!r} has shape {tuple(state[name].shape)}, expected {shape}")
-    out = {ours: _ours(ours, np.asarray(state[name]), config) for name, ours in _WHOLE.items()}
-    for name, ours in _LAYER.items():
-        layers = [np.asarray(state[_layer_name(i, name)]) for i in range(config.layers)]
-        out[f"blocks.{ours}"] = np.stack([_ours(ours, layer, config) for layer in layers])
-    return out
+    return layout.read(entries(config), state, source="Step1 state dict")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:
     """The exact inverse of ``from_upstream``. Raises ``ValueError`` naming a missing or unexpected weight."""
-    expected = {*_WHOLE.values(), *(f"blocks.{ours}" for ours in _LAYER.values())}
-    wrong = sorted(expected ^ set(weights))
-    if wrong:
-        raise ValueError(f"decoder weights: {wrong[0]!r} is {'missing' if wrong[0] in expected else 'unexpected'}")
-    out = {name: _published(ours, np.asarray(weights[ours]), config) for name, ours in _WHOLE.items()}
-    for name, ours in _LAYER.items():
-        stacked = np.asarray(weights[f"blocks.{ours}"])
-        out |= {_layer_name(i, name): _published(ours, stacked[i], config) for i in range(config.layers)}
-    return {name: out[name] for name in published_shapes(config)}
+    out = layout.write(entries(config), weights, source="decoder weights")
+    return {name: np.ascontiguousarray(out[name]) for name in published_shapes(config)}
 
 
 def _layer_name(layer: int, name: str) -> str:
     return f"model.layers.{layer}.{name}.weight"
-
-
-def _ours(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
-    if name in _NOT_TRANSPOSED:
-        return array
-    array = array.T
-    if name in ("attention.wq", "attention.wk", "attention.wv"):
-        return array.reshape(array.shape[0], -1, config.head_dim)
-    return array.reshape(config.heads, config.head_dim, -1) if name == "attention.wo" else array
-
-
-def _published(name: str, array: np.ndarray, config: DecoderConfig) -> np.ndarray:
-    if name in _NOT_TRANSPOSED:
-        return array
-    if name in ("attention.wq", "attention.wk", "attention.wv"):
-        array = array.reshape(array.shape[0], -1)
-    elif name == "attention.wo":
-        array = array.reshape(-1, array.shape[-1])
-    return np.ascontiguousarray(array.T)

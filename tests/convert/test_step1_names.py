@@ -79,7 +79,7 @@ def test_clear_errors():
     name = "model.layers.2.mlp.up_proj.weight"
     with pytest.raises(ValueError, match=f"{name}.*missing"):
         step1.from_upstream({k: v for k, v in state.items() if k != name}, SMALL)
-    with pytest.raises(ValueError, match=r"unexpected tensor 'extra'"):
+    with pytest.raises(ValueError, match=r"unexpected published tensor 'extra'"):
         step1.from_upstream(state | {"extra": state[name]}, SMALL)
     with pytest.raises(ValueError, match=rf"{name}.*\(2, 2\)"):
         step1.from_upstream(state | {name: np.zeros((2, 2))}, SMALL)

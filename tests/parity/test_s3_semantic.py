@@ -50,7 +50,7 @@ def test_conversion_names_what_is_wrong(golden, model):
     name = "encoder.blocks.1.mlp.2.weight"
     with pytest.raises(ValueError, match=f"{name}' is missing"):
         s3.from_upstream({k: v for k, v in state.items() if k != name}, model.config)
-    with pytest.raises(ValueError, match="unknown tensor 'extra'"):
+    with pytest.raises(ValueError, match="unexpected published tensor 'extra'"):
         s3.from_upstream({**state, "extra": np.zeros(1)}, model.config)
     shifted = {**state, "encoder.positional_embedding": state["encoder.positional_embedding"] + 1.0}
     with pytest.raises(ValueError, match="differs from the usual sinusoids by 1"):

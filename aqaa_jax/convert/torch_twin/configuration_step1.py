@@ -40,7 +40,9 @@ class Step1Config(PretrainedConfig):
                 f"num_attention_groups {num_attention_groups}"
             )
         if alibi_slopes is not None and len(alibi_slopes) != num_attention_heads:
-            raise ValueError(f"alibi_slopes has {len(alibi_slopes)} values, expected one per head: {num_attention_heads}")
+            raise ValueError(
+                f"alibi_slopes has {len(alibi_slopes)} values, expected one per head: {num_attention_heads}"
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
