@@ -57,8 +57,15 @@ def config_from_upstream(published: Mapping[str, Any], **changes: Any) -> FlowCo
 
 
 def config_to_upstream(config: FlowConfig) -> dict[str, Any]:
-    """The published fields of a ``FlowConfig``, which ``config_from_upstream`` reads; see ``not_published``."""
+    """The published fields of a ``FlowConfig``, which ``config_from_upstream`` reads; see ``not_published``.
+
+    Raises ``ValueError`` for a feed-forward width that the published estimator does not have.
+    """
     mel, encoder, net = config.mel, config.encoder, config.estimator
+    if net.mlp_ratio != EstimatorConfig().mlp_ratio:
+        raise ValueError(
+            f"flow estimator has mlp_ratio {net.mlp_ratio}; the published one has {EstimatorConfig().mlp_ratio}"
+        )
     return {
         "input_size": encoder.embed,
         "output_size": mel.num_mels,
@@ -148,15 +155,15 @@ def _mel(published: Mapping[str, Any], mels: int) -> MelConfig:
 
 def from_upstream(state: Mapping[str, np.ndarray], config: FlowConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict; every tensor must be used."""
-    return read(_entries(config), state, source="flow")
+    return read(entries(config), state, source="flow")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: FlowConfig) -> dict[str, np.ndarray]:
     """The published state dict of our weights: the exact inverse of ``from_upstream``."""
-    return write(_entries(config), weights, source="flow")
+    return write(entries(config), weights, source="flow")
 
 
-def _entries(config: FlowConfig) -> Iterator[Entry]:
+def entries(config: FlowConfig) -> Iterator[Entry]:
     yield Entry("embedding.table", "input_embedding.weight")
     yield from _layer("speaker", "spk_embed_affine_layer", "linear")
     yield from _layer("encoder.embed", "encoder.embed.out.0", "linear")

@@ -45,7 +45,12 @@ def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
 
 
 def config_to_upstream(config: HiftConfig) -> dict[str, Any]:
-    """The published fields of a ``HiftConfig``: the inverse of ``config_from_upstream``."""
+    """The published fields of a ``HiftConfig``: the inverse of ``config_from_upstream``.
+
+    Raises ``ValueError`` for a depth of the F0 predictor that the published one does not have.
+    """
+    if config.f0_layers != HiftConfig().f0_layers:
+        raise ValueError(f"hift has {config.f0_layers} f0_layers; the published one has {HiftConfig().f0_layers}")
     return {
         "in_channels": config.num_mels,
         "base_channels": config.channels,
@@ -69,20 +74,23 @@ def config_to_upstream(config: HiftConfig) -> dict[str, Any]:
 
 def from_upstream(state: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict, weight norm folded in."""
-    return read(_entries(config), fold_weight_norm(state), source="hift")
+    return read(entries(config), fold_weight_norm(state), source="hift")
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """A published state dict that computes the same function; see the module for what cannot be inverted."""
     out: dict[str, np.ndarray] = {}
-    for name, value in write(_entries(config), weights, source="hift").items():
-        prefix = name.removesuffix(".weight")
-        if prefix == name or not _is_normed(prefix):
-            out[name] = value
-            continue
-        out[f"{prefix}.weight_g"] = _norm(value).astype(value.dtype)
-        out[f"{prefix}.weight_v"] = value
+    for name, value in write(entries(config), weights, source="hift").items():
+        out |= unfold_weight_norm(name, value)
     return out
+
+
+def unfold_weight_norm(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors that a published file holds for the folded tensor ``name``: itself, or its ``weight_g, weight_v``."""
+    prefix = name.removesuffix(".weight")
+    if prefix == name or not _is_normed(prefix):
+        return {name: value}
+    return {f"{prefix}.weight_g": _norm(value).astype(value.dtype), f"{prefix}.weight_v": value}
 
 
 def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -102,14 +110,15 @@ def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _norm(v: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.sum(np.square(v, dtype=np.float64), axis=tuple(range(1, v.ndim)), keepdims=True))
+    squares = np.square(np.ascontiguousarray(v), dtype=np.float64)  # one order of summation, whatever the layout
+    return np.sqrt(np.sum(squares, axis=tuple(range(1, v.ndim)), keepdims=True))
 
 
 def _is_normed(prefix: str) -> bool:
     return not prefix.startswith(("source_downs.", "m_source.", "f0_predictor.classifier"))
 
 
-def _entries(config: HiftConfig) -> Iterator[Entry]:
+def entries(config: HiftConfig) -> Iterator[Entry]:
     for i in range(config.f0_layers):  # convolution, activation
         yield from _layer(f"f0_predictor.convs.{i}", f"f0_predictor.condnet.{2 * i}", "conv")
     yield from _layer("f0_predictor.classifier", "f0_predictor.classifier", "linear")

@@ -25,7 +25,7 @@ from .configuration_step1 import Step1Config
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The published slopes: 2^(-8k/n), k = 1 ... n, then 2^(-4k/n) for odd k; n is the largest power of two <= heads."""
+    """The published slopes: 2^(-8k/n), k = 1 ... n, then 2^(-4k/n) for odd k; n: largest power of two up to heads."""
     n = 2 ** int(math.log2(heads))
     return [2 ** (-8 * k / n) for k in range(1, n + 1)] + [2 ** (-4 * k / n) for k in range(1, 2 * (heads - n), 2)]
 
