@@ -1,8 +1,9 @@
 """A model folder of ours as published PyTorch files: planned from headers, streamed, resumable, verified.
 
 Large files are written one tensor at a time under a temporary name and renamed; what makes a reader take a part
-for whole (``config.json`` of the decoder, the configuration beside the others) is written after them. ``export.sha256.json``
-records what an interrupted export has finished, and from which source: it goes on only from the same one.
+for whole (``config.json`` of the decoder, the configuration beside the others) is written after them.
+``export.sha256.json`` records what an interrupted export has finished, and from which source: it goes on only from
+the same one.
 """
 
 from __future__ import annotations

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from aqaa_jax.checkpoint.files import SCALE
+from aqaa_jax.checkpoint.folder import PARTS
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import SystemConfig
 from aqaa_jax.parts import abstract
+
+
+@functools.lru_cache(maxsize=len(PARTS))  # tracing a large part takes seconds
+def _expected(config: SystemConfig, part: str) -> dict[str, Any]:
+    return named_weights(abstract(config, part))
 
 
 class PartSource:
@@ -24,7 +32,7 @@ class PartSource:
     def __init__(self, directory: str | Path, config: SystemConfig, part: str):
         self.path = Path(directory) / f"{part}.safetensors"
         self._reader = ShardReader(self.path)
-        self._expected = named_weights(abstract(config, part))
+        self._expected = _expected(config, part)
         self._check()
 
     def shape(self, name: str, layer: int | None = None) -> tuple[int, ...]:

@@ -94,12 +94,13 @@ def to_upstream(weights: Mapping[str, np.ndarray], config: SemanticConfig) -> di
 
 
 def positions(config: SemanticConfig) -> np.ndarray:
-    """The published table of positions: the sine of each float32 angle, rounded once.
+    """The published table of positions: float32 rates and angles as PyTorch has them, each sine rounded once.
 
-    PyTorch's own table differs from this by a unit in the last place in 6 % of its values (``codec.s3.sinusoids``, on
-    the device, by up to 2e-5).
+    PyTorch's own table differs from this by a unit in the last place in 6 % of its values; ``codec.s3.sinusoids``,
+    whose rates are rounded later, by up to 2e-5.
     """
     half = config.embed // 2
-    rates = np.exp(-np.log(10000.0) / (half - 1) * np.arange(half)).astype(np.float32)
+    exponents = (-np.log(10000.0) / (half - 1) * np.arange(half)).astype(np.float32)
+    rates = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = (np.arange(config.max_positions, dtype=np.float32)[:, None] * rates).astype(np.float64)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -16,6 +16,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -71,18 +72,26 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 def read_raw(path: str | Path, plan: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Name and bytes, in pieces, of every tensor of a file that ``write`` made from ``plan``; for verification.
 
-    Raises ``ValueError`` naming the file if it is not an archive with this plan.
+    Raises ``ValueError`` naming the file if it is not an archive with this plan, and the tensor if one is damaged.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.read(_member(path, "data.pkl").filename) != state_pickle(plan):
-                raise ValueError("its data.pkl is not the planned one")
+                raise ValueError(f"{path}: its data.pkl is not the planned one")
             for index, name in enumerate(plan):
                 with archive.open(_member(path, f"data/{index}").filename) as stream:
-                    yield name, iter(lambda: stream.read(1 << 24), b"")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+                    yield name, _pieces(stream, path, name)
+    except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path}: not the file that was exported ({error})") from None
+
+
+def _pieces(stream: IO[bytes], path: Path, name: str) -> Iterator[bytes]:
+    try:
+        while piece := stream.read(1 << 24):
+            yield piece
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: tensor {name!r} is damaged ({error})") from None
 
 
 def state_pickle(plan: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
