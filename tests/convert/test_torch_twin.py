@@ -202,7 +202,12 @@ def test_auto_tokenizer_gives_our_ids(pocket_export):
 
 def test_chat_template_is_the_chat_script(pocket_export, pocket):
     theirs = transformers.AutoTokenizer.from_pretrained(pocket_export)
-    turns = [("system", "You are  good."), ("user", "what is two plus three"), ("assistant", "five"), ("user", "really")]
+    turns = [
+        ("system", "You are  good."),
+        ("user", "what is two plus three"),
+        ("assistant", "five"),
+        ("user", "really"),
+    ]
     messages = [{"role": role, "content": content} for role, content in turns]
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ids == prompt.chat_prompt([prompt.Turn(*turn) for turn in turns], pocket.system.text)
