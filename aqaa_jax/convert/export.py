@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,13 +192,13 @@ def _write_weights(
     atomic.write_json(destination / JOURNAL, {"source": export.source, "files": done})
 
 
-def _write_files(files: dict[str, Content], destination: Path) -> None:
+def _write_files(files: Mapping[str, Content], destination: Path) -> None:
     for path, content in files.items():
         with atomic.written(destination / path) as part:
             part.write_bytes(content())
 
 
-def _stored(one: Target, destination: Path) -> Iterator[tuple[str, Iterable[bytes]]]:
+def _stored(one: Target, destination: Path) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     path, plan = destination / WEIGHTS[one.part], one.weights.plan
     if not path.is_file() and one.part != "decoder":
         raise FileNotFoundError(f"{path}: missing, so this is not a whole export")
@@ -213,7 +213,7 @@ def _stored(one: Target, destination: Path) -> Iterator[tuple[str, Iterable[byte
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _digest(pieces: Iterable[bytes | memoryview]) -> bytes:

@@ -51,7 +51,7 @@ def write(
                 for block in read(name):
                     if block.dtype != tensor.dtype or block.shape[1:] != tuple(tensor.shape[1:]):
                         raise ValueError(f"tensor {name!r}: got {block.dtype} {block.shape}, planned {tensor}")
-                    data = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+                    data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
                     stream.write(data)
                     written += len(data)
                     if progress:

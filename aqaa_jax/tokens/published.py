@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2 as pb
+from sentencepiece import sentencepiece_model_pb2
 
 from aqaa_jax.tokens.prompt import ROLES
 from aqaa_jax.tokens.vocab import BOS, SPECIAL_PIECES, UNK, Vocab
 
 WORD_MARK = "▁"
+pb: Any = sentencepiece_model_pb2  # makes its classes when imported, where no type checker sees them
 _PIECE = pb.ModelProto.SentencePiece
 _ADDED_TYPES = (_PIECE.UNKNOWN, _PIECE.CONTROL, _PIECE.USER_DEFINED)
 # The chat script's turns; text in it is encoded as one string, which gives the ids of ``prompt.chat_prompt``.
