@@ -1,4 +1,4 @@
-"""A model folder: ``config.json``, one safetensors file per part, the text tokenizer and a model card.
+"""A model folder: ``config.json``, one safetensors file (or shards) per part, the text tokenizer and a model card.
 
 ``config.json`` is written last: a folder without it is a partial one and is refused.
 """
@@ -48,7 +48,13 @@ def write_folder(
     (directory / TEXT_MODEL).write_bytes(text_model)
     if card:
         (directory / "README.md").write_text(card)
-    write_json(directory / CONFIG, {"system": to_dict(config), "provenance": dict(provenance or {})})
+    write_config(directory, config, provenance)
+
+
+def write_config(directory: str | Path, config: SystemConfig, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write ``config.json``, which makes a folder of all parts a model. To be called last."""
+    values = {"system": to_dict(config), "parts": list(PARTS), "provenance": dict(provenance or {})}
+    write_json(Path(directory) / CONFIG, values)
 
 
 def read_config(directory: str | Path) -> SystemConfig:
@@ -68,6 +74,6 @@ def read_config(directory: str | Path) -> SystemConfig:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_part(directory: str | Path, name: str, abstract: Part) -> Part:
-    """Fill the abstract module of one part from its file; strict about names and shapes."""
-    return load_model(Path(directory) / f"{name}.safetensors", abstract)
+def read_part(directory: str | Path, name: str, abstract: Part, *, shardings: Any = None) -> Part:
+    """Fill the abstract module of one part from its file or shards (``load_model``); strict about names and shapes."""
+    return load_model(Path(directory) / f"{name}.safetensors", abstract, shardings=shardings)

@@ -178,18 +178,18 @@ def _write(
     index: bool,
 ) -> dict[str, str]:
     heads = {file: header.encode(tensors) for file, tensors in shards.items()}  # names bad dtypes before writing
-    directory.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda done: None)
     journal = directory / f"{prefix}{hashes.SUFFIX}"
     done = _finished(directory, journal, heads, shards, source)
+    stale = [*directory.glob(f"{prefix}-*-of-*{SUFFIX}"), directory / f"{prefix}{SUFFIX}"]
+    stale = [file for file in stale if file.name not in done and file.is_file()]
+    stale += directory.glob(f".{prefix}*{SUFFIX}.*.part")  # of a killed run
     left = sum(size_of(heads[f], shards[f]) for f in shards if f not in done)
-    check_space(directory, left)
+    check_space(directory, left - sum(file.stat().st_size for file in stale))
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / f"{prefix}{INDEX}").unlink(missing_ok=True)
-    for stale in [*directory.glob(f"{prefix}-*-of-*{SUFFIX}"), directory / f"{prefix}{SUFFIX}"]:
-        if stale.name not in done:
-            stale.unlink(missing_ok=True)
-    for killed in directory.glob(f".{prefix}*{SUFFIX}.*.part"):
-        killed.unlink()
+    for file in stale:
+        file.unlink()
     for file, tensors in shards.items():
         if file in done:
             tell(sum(map(nbytes, tensors.values())))
@@ -255,12 +255,12 @@ def _write_file(path: Path, head: bytes, tensors: Plan, read: Blocks, tell: Call
     return digest.hexdigest()
 
 
-def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> memoryview:
+def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> np.ndarray:
     if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:] or block.ndim != len(tensor.shape):
         raise ValueError(
             f"tensor {name!r}: got rows {block.dtype} {block.shape}, planned {tensor.dtype} {tensor.shape}"
         )
-    return memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
 
 
 def verify(directory: str | Path, prefix: str) -> dict[str, str]:

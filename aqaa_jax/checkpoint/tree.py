@@ -42,26 +42,32 @@ def layer_name(name: str, layer: int) -> str:
     return f"{head}{found}{layer}.{tail}".removeprefix(".")
 
 
-def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
-    """``model`` (real or abstract) with its weights replaced by ``weights``, cast to the model's dtypes.
-
-    Raises ``ValueError`` naming ``source`` and the first missing, unexpected or misshapen tensor.
-    """
-    expected = named_weights(model)
+def check_weights(expected: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> None:
+    """Raise ``ValueError`` naming ``source`` and the first missing, unexpected, misshapen or non-numeric tensor."""
     missing = sorted(set(expected) - set(weights))
     unexpected = sorted(set(weights) - set(expected))
     if missing:
         raise ValueError(f"{source}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
     if unexpected:
         raise ValueError(f"{source}: unexpected tensor {unexpected[0]!r} ({len(unexpected)} unexpected in all)")
-
-    def one(path, leaf):
-        name = _name(path)
-        new, old = weights[name], expected[name]
+    for name, old in expected.items():
+        new = weights[name]
         if tuple(new.shape) != tuple(old.shape):
             raise ValueError(f"{source}: tensor {name!r} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
         if not jnp.issubdtype(new.dtype, jnp.number):
             raise ValueError(f"{source}: tensor {name!r} has dtype {new.dtype}, expected a number")
-        return leaf.replace(jnp.asarray(new).astype(old.dtype))
+
+
+def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "weights") -> Model:
+    """``model`` (real or abstract) with its weights replaced by ``weights``, cast to the model's dtypes.
+
+    Arrays that are placed on a mesh stay where they are. Raises ``ValueError`` as ``check_weights``.
+    """
+    expected = named_weights(model)
+    check_weights(expected, weights, source)
+
+    def one(path, leaf):
+        name = _name(path)
+        return leaf.replace(jnp.asarray(weights[name]).astype(expected[name].dtype))
 
     return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)

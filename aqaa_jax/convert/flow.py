@@ -164,6 +164,7 @@ def to_upstream(weights: Mapping[str, np.ndarray], config: FlowConfig) -> dict[s
 
 
 def entries(config: FlowConfig) -> Iterator[Entry]:
+    """The table between published and our names."""
     yield Entry("embedding.table", "input_embedding.weight")
     yield from _layer("speaker", "spk_embed_affine_layer", "linear")
     yield from _layer("encoder.embed", "encoder.embed.out.0", "linear")

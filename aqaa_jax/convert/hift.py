@@ -15,6 +15,7 @@ import numpy as np
 
 from aqaa_jax.config import HiftConfig
 from aqaa_jax.convert.layout import Entry, read, write
+from aqaa_jax.convert.readers import Lazy, Reader, in_memory
 
 
 def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
@@ -95,18 +96,26 @@ def unfold_weight_norm(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
 
 def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """``state`` with every ``weight_g``, ``weight_v`` pair replaced by their product ``weight``."""
-    out: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        if name.endswith(".weight_v"):
-            prefix = name.removesuffix("_v")
-            if f"{prefix}_g" not in state:
-                raise ValueError(f"hift: published tensor {prefix + '_g'!r} is missing")
-            g, norm = np.asarray(state[f"{prefix}_g"]), _norm(value)
-            scale = np.where(g == norm.astype(g.dtype), 1.0, g.astype(np.float64) / norm)
-            out[prefix] = (scale * value).astype(value.dtype)
-        elif not name.endswith(".weight_g"):
-            out[name] = value
-    return out
+    folded = folding(in_memory(state))
+    return {name: folded.read(name) for name in folded.shapes}
+
+
+def folding(published: Reader) -> Lazy:
+    """``published`` with every ``weight_g``, ``weight_v`` pair read as their product ``weight``."""
+    shapes = {name.removesuffix("_v"): t for name, t in published.shapes.items() if not name.endswith(".weight_g")}
+    for name in shapes:
+        if f"{name}_v" in published.shapes and f"{name}_g" not in published.shapes:
+            raise ValueError(f"hift: published tensor {name + '_g'!r} is missing")
+
+    def read_one(name: str) -> np.ndarray:
+        if f"{name}_v" not in published.shapes:
+            return published.read(name)
+        value = published.read(f"{name}_v")
+        g, norm = np.asarray(published.read(f"{name}_g")), _norm(value)
+        scale = np.where(g == norm.astype(g.dtype), 1.0, g.astype(np.float64) / norm)
+        return (scale * value).astype(value.dtype)
+
+    return Lazy(shapes, read_one)
 
 
 def _norm(v: np.ndarray) -> np.ndarray:
@@ -119,6 +128,7 @@ def _is_normed(prefix: str) -> bool:
 
 
 def entries(config: HiftConfig) -> Iterator[Entry]:
+    """The table between published names, weight norm folded, and ours."""
     for i in range(config.f0_layers):  # convolution, activation
         yield from _layer(f"f0_predictor.convs.{i}", f"f0_predictor.condnet.{2 * i}", "conv")
     yield from _layer("f0_predictor.classifier", "f0_predictor.classifier", "linear")

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import yaml
-from safetensors.numpy import load_file
 
 from aqaa_jax.config import LinguisticConfig
 from aqaa_jax.convert import layout
 from aqaa_jax.convert.layout import Entry
+from aqaa_jax.convert.readers import open_weights
 
 CODEBOOK = "linguistic_tokenizer.npy"
 CMVN = "am.mvn"
 _ENCODER = {"selfattention_layer_type": "sanm", "normalize_before": True, "sanm_shfit": 0, "input_layer": "pe_online"}
+CONFIGS, WEIGHTS = ("config.yaml", "config.json"), ("model.safetensors", "model.pt")
 FILE_WEIGHTS = (f"{CMVN} AddShift", f"{CMVN} Rescale", CODEBOOK)
 PREFIX = "encoder."  # decoder, predictor and the rest of the recogniser are not needed
 
@@ -144,6 +145,19 @@ def cmvn_text(shift: np.ndarray, scale: np.ndarray) -> str:
     )
 
 
+def files(directory: Path, above: Path | None = None) -> tuple[Path, Path, Path]:
+    """The configuration, weights and k-means table of a published folder; the table may be in the one ``above``.
+
+    Raises ``FileNotFoundError`` naming the folder and what it lacks.
+    """
+    table_in = directory if above is None or (directory / CODEBOOK).is_file() else above
+    return (
+        _first(directory, *CONFIGS),
+        _first(directory, *WEIGHTS),
+        _first(table_in, CODEBOOK),
+    )
+
+
 def read_folder(
     directory: str | Path, codebook: str | Path | None = None
 ) -> tuple[LinguisticConfig, dict[str, np.ndarray], list[str]]:
@@ -154,23 +168,15 @@ def read_folder(
     Raises ``FileNotFoundError`` or ``ValueError`` naming the file.
     """
     directory = Path(directory)
-    config_file = _first(directory, "config.yaml", "config.json")
+    config_file, weights = _first(directory, *CONFIGS), _first(directory, *WEIGHTS)
     text = config_file.read_text()
     table = np.load(_first(directory, CODEBOOK) if codebook is None else codebook)
     values = yaml.safe_load(text) if config_file.suffix == ".yaml" else json.loads(text)
     config = config_from_upstream(values, codes=len(table))
-    state = _read_state(_first(directory, "model.safetensors", "model.pt"))
+    reader = open_weights(weights)
+    state = {name: reader.read(name) for name in reader.shapes}
     cmvn = read_cmvn(_first(directory, CMVN))
     return config, from_upstream(state, config, cmvn=cmvn, codebook=table), unused_names(state)
-
-
-def _read_state(path: Path) -> Mapping[str, np.ndarray]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {k: v.float().numpy() for k, v in state.get("state_dict", state).items()}
 
 
 def _first(directory: Path, *names: str) -> Path:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from aqaa_jax.codec.s3 import sinusoids
 from aqaa_jax.config import SemanticConfig
-from aqaa_jax.convert import layout
+from aqaa_jax.convert import layout, onnx_file
 from aqaa_jax.convert.layout import Entry
+from aqaa_jax.convert.readers import Lazy
 
 _LINEAR = {"query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
 _LINEAR |= {"up": "mlp.0", "down": "mlp.2"}
@@ -51,6 +56,83 @@ def config_to_upstream(config: SemanticConfig) -> dict[str, Any]:
         "n_audio_layer": config.layers,
         "n_codebook_size": config.codes,
     }
+
+
+def config_from_shapes(shapes: Mapping[str, jax.ShapeDtypeStruct], base: SemanticConfig, origin: str) -> SemanticConfig:
+    """``SemanticConfig`` from the shapes of the torch state dict; the file does not tell the number of heads.
+
+    It is that of ``base`` if the width is, else one per 64. Raises ``ValueError`` naming a missing tensor.
+    """
+    needed = (POSITIONS, "encoder.conv1.weight", "quantizer._codebook.embed", "encoder.blocks.0.mlp.0.weight")
+    for name in needed:
+        if name not in shapes:
+            raise ValueError(f"{origin}: tensor {name!r} is missing")
+    positions, conv, codebook, mlp = (shapes[name].shape for name in needed)
+    embed = positions[1]
+    return dataclasses.replace(
+        base,
+        num_mels=conv[1],
+        embed=embed,
+        heads=base.heads if base.embed == embed else embed // 64,
+        mlp=mlp[0],
+        layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")}),
+        max_positions=positions[0],
+        codes=codebook[0],
+    )
+
+
+def open_onnx(path: Path) -> tuple[Lazy, dict[str, str]]:
+    """A reader of the published ``speech_tokenizer_v1.onnx`` under torch names, and torch name -> initializer.
+
+    Linear weights and the codebook are anonymous in the file and stored (in, out): they are found through the nodes
+    that use them. Initializers that stand for no weight are in the reader under their own names. Raises
+    ``ValueError`` for the 50 Hz file of the same name, whose first convolution has stride 1.
+    """
+    graph = onnx_file.read_graph(path)
+    for node in graph.nodes.values():
+        if "encoders.conv1.weight" in node.inputs and node.ints.get("strides", (1,)) != (2,):
+            raise ValueError(
+                f"{path}: its first convolution has stride {node.ints.get('strides', (1,))[0]}: this is the 50 Hz "
+                "tokenizer of CosyVoice-300M; expected the 25 Hz one (stride 2), a file of the same name "
+                "(Step-Audio-Tokenizer, CosyVoice-300M-25Hz)"
+            )
+    found: dict[str, tuple[str, bool]] = {}  # torch name -> initializer, transposed
+    for name in graph.weights:
+        if name.startswith("encoders."):
+            found[f"encoder.{name.removeprefix('encoders.')}"] = (name, False)
+    for name, node in graph.nodes.items():
+        for torch_name, initializer, transposed in _weights_of(name, node, graph):
+            found.setdefault(torch_name, (initializer, transposed))
+    used = {initializer for initializer, _ in found.values()}
+    found |= {name: (name, False) for name in graph.weights if name not in used}
+
+    def read_one(name: str) -> np.ndarray:
+        initializer, transposed = found[name]
+        array = onnx_file.read_weight(path, initializer, graph.weights[initializer])
+        return array.T if transposed else array
+
+    def struct(initializer: str, transposed: bool) -> jax.ShapeDtypeStruct:
+        stored = graph.weights[initializer].struct
+        return jax.ShapeDtypeStruct(stored.shape[::-1], stored.dtype) if transposed else stored
+
+    shapes = {name: struct(*place) for name, place in found.items()}
+    return Lazy(shapes, read_one), {name: place[0] for name, place in found.items() if place[0] in used}
+
+
+_NODE = re.compile(r"/(blocks\.\d+)/(?:(attn|mlp)/)?([\w.]+)/(MatMul|Mul|Add|Add_1)")
+
+
+def _weights_of(name: str, node: onnx_file.Node, graph: onnx_file.Graph) -> Iterator[tuple[str, str, bool]]:
+    """(torch name, initializer, stored transposed) of what a node multiplies with or adds."""
+    initializers = [i for i in node.inputs if i in graph.weights]
+    if name.endswith("/_codebook/MatMul"):
+        yield from (("quantizer._codebook.embed", i, True) for i in initializers)
+    elif match := _NODE.search(name):
+        block, group, layer, operation = match.groups()
+        module = ".".join(filter(None, ["encoder", block, group, layer.removeprefix("mlp.") if group else layer]))
+        field = "weight" if operation in ("MatMul", "Mul") else "bias"
+        if operation == "MatMul" or layer in _NORM.values() or operation == "Add":
+            yield from ((f"{module}.{field}", i, operation == "MatMul") for i in initializers)
 
 
 def entries(config: SemanticConfig) -> Iterator[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from aqaa_jax.config import DecoderConfig
@@ -36,6 +37,7 @@ _LAYER = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
+_BODY = "model."  # published prefix of everything but the head
 _KINDS = {"self_attn.o_proj": "from_heads"} | {f"self_attn.{x}_proj": "to_heads" for x in "qkv"}
 
 
@@ -50,7 +52,7 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
     values = {ours: published[theirs] for theirs, ours in _FIELDS.items()}
     if values["embed"] % values["heads"]:
         raise ValueError(f"hidden_size {values['embed']} does not divide into {values['heads']} heads")
-    dtype = str(published.get("torch_dtype", published.get("dtype", "bfloat16")))  # transformers 5 writes the latter
+    dtype = stored_dtype(published) or "bfloat16"
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
     values["alibi_slopes"] = tuple(published.get("alibi_slopes") or ())
     return DecoderConfig(**(values | changes))
@@ -84,6 +86,16 @@ def own_slopes(config: DecoderConfig) -> bool:
     )
 
 
+def is_decoder(published: Mapping[str, Any]) -> bool:
+    """Whether a published config holds every field of a Step1 decoder."""
+    return set(_FIELDS) <= set(published)
+
+
+def stored_dtype(published: Mapping[str, Any]) -> str:
+    """The dtype a published config says its weights have, by name; empty if it does not say."""
+    return str(published.get("torch_dtype") or published.get("dtype") or "")
+
+
 def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Every published tensor of a model of this size with its (out, in) shape: 9 per layer and 3."""
     c = config
@@ -113,6 +125,30 @@ def entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"blocks.{ours}", published, kind, config.head_dim)
     yield Entry("norm.scale", "model.norm.weight")
     yield Entry("head", "lm_head.weight", "linear")
+
+
+def locate(shapes: Mapping[str, jax.ShapeDtypeStruct], config: DecoderConfig) -> dict[str, str]:
+    """Published name -> its name in a file whose prefixes are another's (Step-Audio-AQAA holds a vision tower too).
+
+    The prefix of the layers is that of the ``layers.0.self_attn.q_proj.weight`` of the decoder's own shape; the head is
+    found by suffix and shape. Names that are not found map to what was expected, so that they are told as missing.
+    Raises ``ValueError`` if two prefixes fit.
+    """
+    expected = published_shapes(config)
+    prefix = _only(shapes, _layer_name(0, "self_attn.q_proj"), expected, _BODY)
+    head = _only(shapes, "lm_head.weight", expected, "")
+    return {n: head + n if n == "lm_head.weight" else prefix + n.removeprefix(_BODY) for n in expected}
+
+
+def _only(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], name: str, expected: Mapping[str, tuple[int, ...]], usual: str
+) -> str:
+    suffix = name.removeprefix(usual)
+    found = [n.removesuffix(suffix) for n, t in shapes.items() if f".{n}".endswith(f".{suffix}")]
+    fitting = [p for p in found if shapes[p + suffix].shape == expected[name]]
+    if len(fitting) > 1 and usual not in fitting:
+        raise ValueError(f"Step1 shards: {suffix!r} is there under the prefixes {', '.join(map(repr, fitting))}")
+    return usual if usual in fitting or not fitting else fitting[0]
 
 
 def from_upstream(state: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from aqaa_jax.sharding.rules import Rules
 
@@ -29,7 +29,9 @@ def partitioning(mesh: Mesh, rules: Rules) -> Iterator[None]:
         yield
 
 
-def to_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: Rules, *, name: str) -> PartitionSpec:
+def to_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Rules, *, name: str
+) -> PartitionSpec:
     """The ``PartitionSpec`` of an array whose dimensions carry the logical ``axes``.
 
     Raises ``ValueError`` naming ``name`` on an unknown axis, a wrong rank, a mesh axis used twice or
@@ -59,7 +61,7 @@ def to_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules:
     return PartitionSpec(*entries)
 
 
-def shardings(model: Tree, mesh: Mesh, rules: Rules) -> Tree:
+def shardings(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
     """A tree like ``model`` (real or abstract) with a ``NamedSharding`` in place of every weight."""
 
     def one(path, leaf):

@@ -91,7 +91,9 @@ def test_resumes_after_a_failure_and_trusts_nothing_else(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"index.json: missing"):
         ShardReader(tmp_path)  # a partial checkpoint is not taken for a whole one
     reads.clear()
+    (tmp_path / ".model-00002-of-00002.safetensors.1.part").write_text("left by a kill")
     write(tmp_path, until(None), source="a")
+    assert not list(tmp_path.glob(".*"))
     assert reads == ["half", "count", "one", "none", "tail"]
     same(ShardReader(tmp_path))
     # another source, or other bytes: everything is written again
@@ -123,7 +125,8 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shards.shutil._ntuple_diskusage(9, 9, 100))
     write(tmp_path, source="a")  # nothing left to write
     with pytest.raises(OSError, match=r"0.00 GB free"):
-        write(tmp_path, source="b")
+        write(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     same(ShardReader(tmp_path))
 
 
