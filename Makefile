@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fmt pocket pocket-eval bench clean
+.PHONY: help demo test test-all test-torch check fmt pocket pocket-eval bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,6 +31,14 @@ test: $(VENV)/dev.stamp ## the fast tests
 
 test-all: $(VENV)/dev.stamp ## all tests, the long ones too
 	$(BIN)/python -m pytest
+
+$(VENV)-torch/stamp: setup.py
+	$(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/pip install --quiet --disable-pip-version-check -e '.[dev,torch,notebook]'
+	@touch $@
+
+test-torch: $(VENV)-torch/stamp ## the tests that need PyTorch and transformers, in an environment of their own
+	$(VENV)-torch/bin/python -m pytest -m torch
 
 check: $(VENV)/dev.stamp ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -59,4 +67,4 @@ bench: $(VENV)/base.stamp $(VENV)-peers/stamp ## full-size speed against PyTorch
 	$(BIN)/python benchmarks/bench.py --peers-python $(VENV)-peers/bin/python --json $(OUT)/bench.json
 
 clean: ## remove environments and outputs
-	rm -rf $(VENV) $(VENV)-peers $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch $(OUT) build *.egg-info

@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["aqaa_jax", "aqaa_jax.*"]),
-    package_data={"aqaa_jax": ["assets/**/*"]},
+    package_data={"aqaa_jax": ["assets/**/*", "convert/torch_twin/*.py"]},
     install_requires=[
         "jax>=0.10,<0.11",
         "flax>=0.12.8,<0.13",
@@ -28,6 +28,7 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",
         "ml-collections>=1.1,<2",
         "sentencepiece>=0.2.1,<0.3",
+        "protobuf>=5",  # SentencePiece's model file
         "safetensors>=0.6,<1",
         "soundfile>=0.13,<0.15",
         "soxr>=0.5,<2",
@@ -41,7 +42,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
-        "torch": ["torch>=2.4", "onnx>=1.16"],
+        "torch": ["torch>=2.4", "onnx>=1.16", "transformers>=4.48"],
+        "notebook": ["nbclient>=0.10", "ipykernel>=6"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22"],
     },
     entry_points={"console_scripts": ["aqaa = aqaa_jax.cli.main:main"]},

@@ -50,6 +50,7 @@ SAFETENSORS_WRITERS = {"save", "save_file", "serialize", "serialize_file"}
 MESH_NAMES = {"PartitionSpec", "AxisType", "MESH_AXES", "FSDP", "TENSOR"}
 MESH_WORDS = {"fsdp", "tensor"}
 FILE_LINES, FUNCTION_LINES = 300, 60
+TWIN = "torch_twin"
 # "path: rule" -> why. Keep it short.
 EXCEPTIONS: dict[str, str] = {}
 
@@ -136,13 +137,23 @@ def violations(path, text):
 
 
 def modules():
-    return sorted((ROOT / PACKAGE).rglob("*.py"))
+    """The package's modules. The torch twin is data that `aqaa export` copies: it runs in other people's programs."""
+    return sorted(m for m in (ROOT / PACKAGE).rglob("*.py") if m.parent.name != TWIN)
 
 
 @pytest.mark.parametrize("path", [m.relative_to(ROOT / PACKAGE).as_posix() for m in modules()])
 def test_module_keeps_the_rules(path):
     found = violations(path, (ROOT / PACKAGE / path).read_text(encoding="utf-8"))
     assert [v for v in found if v not in EXCEPTIONS] == []
+
+
+def test_twin_is_short_and_never_imported():
+    twin = sorted((ROOT / PACKAGE / "convert" / TWIN).iterdir())
+    assert [m.name for m in twin if m.suffix] == ["configuration_step1.py", "modeling_step1.py"]
+    for path in (m for m in twin if m.suffix):
+        assert list(check_sizes(path.read_text(), ast.parse(path.read_text()))) == []
+    for path in modules():
+        assert not any(TWIN in module for module, _ in imports(ast.parse(path.read_text()))), path
 
 
 def test_no_stale_exception():

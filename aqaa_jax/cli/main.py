@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "ask": "answer a spoken question with speech",
     "train": "train the stages of a config",
+    "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }

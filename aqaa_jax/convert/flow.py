@@ -56,6 +56,80 @@ def config_from_upstream(published: Mapping[str, Any], **changes: Any) -> FlowCo
     return FlowConfig(**{**values, **changes})
 
 
+def config_to_upstream(config: FlowConfig) -> dict[str, Any]:
+    """The published fields of a ``FlowConfig``, which ``config_from_upstream`` reads; see ``not_published``.
+
+    Raises ``ValueError`` for a feed-forward width that the published estimator does not have.
+    """
+    mel, encoder, net = config.mel, config.encoder, config.estimator
+    if net.mlp_ratio != EstimatorConfig().mlp_ratio:
+        raise ValueError(
+            f"flow estimator has mlp_ratio {net.mlp_ratio}; the published one has {EstimatorConfig().mlp_ratio}"
+        )
+    return {
+        "input_size": encoder.embed,
+        "output_size": mel.num_mels,
+        "spk_embed_dim": config.speaker_dim,
+        "output_type": "mel",
+        "vocab_size": config.vocab,
+        "input_frame_rate": config.frame_rate,
+        "only_mask_loss": True,
+        "encoder": {
+            "input_size": encoder.embed,
+            "output_size": encoder.embed,
+            "attention_heads": encoder.heads,
+            "linear_units": encoder.mlp,
+            "num_blocks": encoder.layers,
+            **_ENCODER,
+        },
+        "length_regulator": {"channels": mel.num_mels, "sampling_ratios": [1] * config.regulator_layers},
+        "decoder": {
+            "in_channels": 3 * mel.num_mels,
+            "n_spks": 1,
+            "spk_emb_dim": mel.num_mels,
+            "cfm_params": {
+                "sigma_min": config.sigma_min,
+                "solver": "euler",
+                "t_scheduler": "cosine",
+                "training_cfg_rate": config.condition_dropout,
+                "inference_cfg_rate": config.guidance,
+            },
+            "estimator": {
+                "in_channels": 4 * mel.num_mels,
+                "out_channels": mel.num_mels,
+                "channels": list(net.channels),
+                "dropout": 0.0,
+                "attention_head_dim": net.head_dim,
+                "n_blocks": net.blocks,
+                "num_mid_blocks": net.mid_blocks,
+                "num_heads": net.heads,
+                "act_fn": "gelu",
+            },
+        },
+        "mel_feat_conf": {
+            "n_fft": mel.n_fft,
+            "num_mels": mel.num_mels,
+            "sampling_rate": mel.sample_rate,
+            "hop_size": mel.hop,
+            "win_size": mel.win,
+            "fmin": mel.fmin,
+            "fmax": mel.fmax,
+        },
+    }
+
+
+def not_published(config: FlowConfig) -> dict[str, float]:
+    """Values that change what the flow says and that the published code has no field for, where they are not its own.
+
+    The published module starts from unit noise and works on the log-mel itself.
+    """
+    own, default = {}, FlowConfig()
+    for name in ("temperature", "mel_mean", "mel_std", "steps"):
+        if getattr(config, name) != getattr(default, name):
+            own[name] = getattr(config, name)
+    return own
+
+
 _ENCODER = {
     "normalize_before": True,
     "input_layer": "linear",

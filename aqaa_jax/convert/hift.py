@@ -1,8 +1,9 @@
 """The published HiFT (``hift.pt``, the ``hift`` section of cosyvoice.yaml) to ours and back.
 
 The published convolutions are stored under weight norm, ``w = g v / ||v||`` with the norm over every axis but the
-first. We keep only ``w``. On the way back ``g = ||w||`` and ``v = w``: the product is the same, but ``g`` and
-``v`` themselves cannot be recovered (any positive multiple of ``v`` gives the same ``w``).
+first. We keep only ``w``. On the way back ``g = ||w||`` and ``v = w``: the product is the same, but the ``g`` and
+``v`` that training had cannot be recovered (any positive multiple of ``v`` gives the same ``w``). Read again, a file
+so written gives ``w`` to the last bit: where ``g`` is the rounded norm of ``v``, ``v`` itself is the product.
 """
 
 from __future__ import annotations
@@ -44,6 +45,34 @@ def config_from_upstream(published: Mapping[str, Any]) -> HiftConfig:
     )
 
 
+def config_to_upstream(config: HiftConfig) -> dict[str, Any]:
+    """The published fields of a ``HiftConfig``: the inverse of ``config_from_upstream``.
+
+    Raises ``ValueError`` for a depth of the F0 predictor that the published one does not have.
+    """
+    if config.f0_layers != HiftConfig().f0_layers:
+        raise ValueError(f"hift has {config.f0_layers} f0_layers; the published one has {HiftConfig().f0_layers}")
+    return {
+        "in_channels": config.num_mels,
+        "base_channels": config.channels,
+        "nb_harmonics": config.harmonics,
+        "sampling_rate": config.sample_rate,
+        "nsf_alpha": config.sine_amplitude,
+        "nsf_sigma": config.noise_sigma,
+        "nsf_voiced_threshold": config.voiced_threshold,
+        "upsample_rates": list(config.upsample_rates),
+        "upsample_kernel_sizes": list(config.upsample_kernels),
+        "istft_params": {"n_fft": config.istft_n_fft, "hop_len": config.istft_hop},
+        "resblock_kernel_sizes": list(config.resblock_kernels),
+        "resblock_dilation_sizes": [list(d) for d in config.resblock_dilations],
+        "source_resblock_kernel_sizes": list(config.source_kernels),
+        "source_resblock_dilation_sizes": [list(d) for d in config.source_dilations],
+        "lrelu_slope": config.leaky_slope,
+        "audio_limit": config.audio_limit,
+        "f0_predictor": {"num_class": 1, "in_channels": config.num_mels, "cond_channels": config.f0_channels},
+    }
+
+
 def from_upstream(state: Mapping[str, np.ndarray], config: HiftConfig) -> dict[str, np.ndarray]:
     """Our weights from the published state dict, weight norm folded in."""
     return read(entries(config), fold_weight_norm(state), source="hift")
@@ -53,13 +82,16 @@ def to_upstream(weights: Mapping[str, np.ndarray], config: HiftConfig) -> dict[s
     """A published state dict that computes the same function; see the module for what cannot be inverted."""
     out: dict[str, np.ndarray] = {}
     for name, value in write(entries(config), weights, source="hift").items():
-        prefix = name.removesuffix(".weight")
-        if prefix == name or not _is_normed(prefix):
-            out[name] = value
-            continue
-        out[f"{prefix}.weight_g"] = _norm(value).astype(value.dtype)
-        out[f"{prefix}.weight_v"] = value
+        out |= unfold_weight_norm(name, value)
     return out
+
+
+def unfold_weight_norm(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors that a published file holds for the folded tensor ``name``: itself, or its ``weight_g, weight_v``."""
+    prefix = name.removesuffix(".weight")
+    if prefix == name or not _is_normed(prefix):
+        return {name: value}
+    return {f"{prefix}.weight_g": _norm(value).astype(value.dtype), f"{prefix}.weight_v": value}
 
 
 def fold_weight_norm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,14 +111,16 @@ def folding(published: Reader) -> Lazy:
         if f"{name}_v" not in published.shapes:
             return published.read(name)
         value = published.read(f"{name}_v")
-        v = np.asarray(value, np.float64)
-        return (np.asarray(published.read(f"{name}_g"), np.float64) * v / _norm(v)).astype(value.dtype)
+        g, norm = np.asarray(published.read(f"{name}_g")), _norm(value)
+        scale = np.where(g == norm.astype(g.dtype), 1.0, g.astype(np.float64) / norm)
+        return (scale * value).astype(value.dtype)
 
     return Lazy(shapes, read_one)
 
 
 def _norm(v: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.sum(np.square(v, dtype=np.float64), axis=tuple(range(1, v.ndim)), keepdims=True))
+    squares = np.square(np.ascontiguousarray(v), dtype=np.float64)  # one order of summation, whatever the layout
+    return np.sqrt(np.sum(squares, axis=tuple(range(1, v.ndim)), keepdims=True))
 
 
 def _is_normed(prefix: str) -> bool:

@@ -70,9 +70,9 @@ def write(entries: Iterable[Entry], weights: Mapping[str, np.ndarray], *, source
             raise ValueError(f"{source}: weight {ours!r} has {len(layers)} layers, expected {len(entry.names)}")
         for name, layer in zip(entry.names, layers, strict=True):
             if entry.pieces == 1:
-                out[name] = _to_published(layer, entry)
+                out[name] = to_published(layer, entry)
                 continue
-            split.setdefault(name, []).append(_to_published(layer, entry))
+            split.setdefault(name, []).append(to_published(layer, entry))
             if len(split[name]) == entry.pieces:
                 out[name] = np.concatenate(split.pop(name))
     unexpected = sorted(set(weights) - used)
@@ -95,6 +95,16 @@ def per_layer(entries: Iterable[Entry]) -> Iterator[Entry]:
             yield entry
 
 
+def by_published(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, int | None]]]:
+    """Published name -> what it is made of: entries (several where ours are pieces of it) with the layer of a stack."""
+    out: dict[str, list[tuple[Entry, int | None]]] = {}
+    for entry in entries:
+        stacked = not isinstance(entry.published, str)
+        for i, name in enumerate(entry.names):
+            out.setdefault(name, []).append((entry, i if stacked else None))
+    return out
+
+
 def blocks(entry: Entry, load: Callable[[str], np.ndarray], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Consecutive contiguous row blocks of one of our weights, holding one published tensor at a time.
 
@@ -103,10 +113,11 @@ def blocks(entry: Entry, load: Callable[[str], np.ndarray], dtype: np.dtype) -> 
     for name in entry.names:
         array = to_ours(load(name), entry)
         array = array if isinstance(entry.published, str) else array[None]
-        yield from _contiguous(array, dtype)
+        yield from row_blocks(array, dtype)
 
 
-def _contiguous(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+def row_blocks(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Consecutive contiguous row blocks of any array, a view too, cast to ``dtype``; little is copied at a time."""
     if array.ndim == 0:
         yield array.astype(dtype)
         return
@@ -130,7 +141,8 @@ def to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
     return array if kind == "plain" else array.transpose(_AXES[kind])
 
 
-def _to_published(array: np.ndarray, entry: Entry) -> np.ndarray:
+def to_published(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """One of our weights, of one layer, in the published layout (a view); of a split tensor, its piece."""
     kind = entry.kind
     if kind == "to_heads":
         return array.reshape(array.shape[0], -1).T

@@ -18,6 +18,7 @@ from aqaa_jax.convert.readers import open_weights
 
 CODEBOOK = "linguistic_tokenizer.npy"
 CMVN = "am.mvn"
+_ENCODER = {"selfattention_layer_type": "sanm", "normalize_before": True, "sanm_shfit": 0, "input_layer": "pe_online"}
 CONFIGS, WEIGHTS = ("config.yaml", "config.json"), ("model.safetensors", "model.pt")
 FILE_WEIGHTS = (f"{CMVN} AddShift", f"{CMVN} Rescale", CODEBOOK)
 PREFIX = "encoder."  # decoder, predictor and the rest of the recogniser are not needed
@@ -31,13 +32,7 @@ def config_from_upstream(values: Mapping[str, Any], codes: int = 1024) -> Lingui
     for an encoder this package does not implement.
     """
     encoder, frontend = values["encoder_conf"], values["frontend_conf"]
-    expected = {
-        "selfattention_layer_type": "sanm",
-        "normalize_before": True,
-        "sanm_shfit": 0,
-        "input_layer": "pe_online",
-    }
-    for name, value in expected.items():
+    for name, value in _ENCODER.items():
         if encoder.get(name, value) != value:
             raise ValueError(f"encoder_conf.{name} is {encoder[name]!r}; only {value!r} is implemented")
     if frontend.get("window", "hamming") != "hamming":
@@ -55,6 +50,36 @@ def config_from_upstream(values: Mapping[str, Any], codes: int = 1024) -> Lingui
         fsmn_kernel=encoder["kernel_size"],
         codes=codes,
     )
+
+
+def config_to_upstream(config: LinguisticConfig) -> dict[str, Any]:
+    """The sections of the published ``config.yaml`` that tokenizing needs: the inverse of ``config_from_upstream``.
+
+    There is no recogniser (decoder, predictor): the tokenizer does not have one.
+    """
+    return {
+        "model": "ParaformerStreaming",
+        "encoder": "SANMEncoderChunkOpt",
+        "encoder_conf": {
+            "output_size": config.embed,
+            "attention_heads": config.heads,
+            "linear_units": config.mlp,
+            "num_blocks": config.layers,
+            "kernel_size": config.fsmn_kernel,
+            **_ENCODER,
+        },
+        "frontend": "WavFrontendOnline",
+        "frontend_conf": {
+            "fs": config.sample_rate,
+            "window": "hamming",
+            "n_mels": config.num_mels,
+            "frame_length": 25,
+            "frame_shift": 10,
+            "lfr_m": config.lfr_stack,
+            "lfr_n": config.lfr_hop,
+            "dither": config.dither,
+        },
+    }
 
 
 def from_upstream(

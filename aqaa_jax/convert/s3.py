@@ -43,6 +43,21 @@ def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
     )
 
 
+def config_to_upstream(config: SemanticConfig) -> dict[str, Any]:
+    """The fields that ``config_from_upstream`` reads. Raises ``ValueError`` for a width they cannot say."""
+    if config.mlp != 4 * config.embed:
+        raise ValueError(f"semantic tokenizer has mlp {config.mlp}; the published layout has 4 * {config.embed}")
+    return {
+        "name": "speech_tokenizer_v1_25hz",
+        "n_mels": config.num_mels,
+        "n_audio_ctx": config.max_positions,
+        "n_audio_state": config.embed,
+        "n_audio_head": config.heads,
+        "n_audio_layer": config.layers,
+        "n_codebook_size": config.codes,
+    }
+
+
 def config_from_shapes(shapes: Mapping[str, jax.ShapeDtypeStruct], base: SemanticConfig, origin: str) -> SemanticConfig:
     """``SemanticConfig`` from the shapes of the torch state dict; the file does not tell the number of heads.
 
@@ -154,7 +169,20 @@ def check_positions(stored: np.ndarray) -> None:
 
 
 def to_upstream(weights: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:
-    """The inverse of ``from_upstream``; positions are computed."""
+    """The inverse of ``from_upstream``; positions are computed (``positions``)."""
     state = layout.write(entries(config), weights, source="s3")
-    state[POSITIONS] = np.asarray(sinusoids(config.max_positions, config.embed))
+    state[POSITIONS] = positions(config)
     return {k: np.ascontiguousarray(v) for k, v in state.items()}
+
+
+def positions(config: SemanticConfig) -> np.ndarray:
+    """The published table of positions: float32 rates and angles as PyTorch has them, each sine rounded once.
+
+    PyTorch's own table differs from this by a unit in the last place in 6 % of its values; ``codec.s3.sinusoids``,
+    whose rates are rounded later, by up to 2e-5.
+    """
+    half = config.embed // 2
+    exponents = (-np.log(10000.0) / (half - 1) * np.arange(half)).astype(np.float32)
+    rates = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (np.arange(config.max_positions, dtype=np.float32)[:, None] * rates).astype(np.float64)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -11,6 +11,8 @@ import numpy as np
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.convert import layout
 from aqaa_jax.convert.layout import Entry
+from aqaa_jax.nn.alibi import alibi_slopes
+from aqaa_jax.tokens.vocab import BOS, EOT, PAD
 
 # Published field -> ours; head_dim is derived, weights are never tied whatever the config says.
 _FIELDS = {
@@ -52,7 +54,36 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
         raise ValueError(f"hidden_size {values['embed']} does not divide into {values['heads']} heads")
     dtype = stored_dtype(published) or "bfloat16"
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
+    values["alibi_slopes"] = tuple(published.get("alibi_slopes") or ())
     return DecoderConfig(**(values | changes))
+
+
+def published_config(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The published ``config.json`` of a decoder whose weights are stored as ``dtype``: inverse of ``decoder_config``.
+
+    Two fields are not published: ``tie_word_embeddings`` (false; readers take a missing one for true) and, only where
+    they differ from the published series, ``alibi_slopes``. Raises ``ValueError`` if the heads do not fill the width,
+    which the published layout cannot say.
+    """
+    if config.heads * config.head_dim != config.embed:
+        raise ValueError(
+            f"decoder of {config.heads} heads of {config.head_dim} and width {config.embed}: the published layout "
+            f"needs heads * head_dim = width"
+        )
+    values: dict[str, Any] = {"architectures": ["Step1ForCausalLM"], "model_type": "step1"}
+    values |= {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOT}
+    values |= {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    values |= {"torch_dtype": dtype, "tie_word_embeddings": False}
+    if own_slopes(config):
+        values["alibi_slopes"] = list(config.alibi_slopes)
+    return values
+
+
+def own_slopes(config: DecoderConfig) -> bool:
+    """Whether the decoder's ALiBi slopes differ from the published series."""
+    return bool(config.alibi_slopes) and not np.array_equal(
+        np.asarray(config.alibi_slopes, np.float32), alibi_slopes(config.heads)
+    )
 
 
 def is_decoder(published: Mapping[str, Any]) -> bool:
