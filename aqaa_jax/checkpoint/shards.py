@@ -142,16 +142,20 @@ def write_shards(
     max_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] | None = None,
     source: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Write the tensors of ``plan`` in its order, sharded, the index last; returns file name -> sha256.
 
     ``read(name)`` gives consecutive row blocks that make up the tensor (any number, down to one whole array).
     ``progress`` is told the bytes done since its last call. A file that an earlier run finished is kept if its
     header is the planned one, its recorded hash is that of its bytes, and it came from the same ``source`` (any text
-    that identifies the origin). Raises ``ValueError`` naming the tensor whose blocks do not fit the plan, ``OSError``
-    when the disk is too small (checked before anything is written) or fails; no file under a final name is partial.
+    that identifies the origin). ``metadata`` goes into every header. Raises ``ValueError`` naming the tensor whose
+    blocks do not fit the plan, ``OSError`` when the disk is too small (checked before anything is written) or fails; no
+    file under a final name is partial.
     """
-    return _write(Path(directory), plan_shards(plan, prefix, max_bytes), read, prefix, progress, source, index=True)
+    return _write(
+        Path(directory), plan_shards(plan, prefix, max_bytes), read, prefix, progress, source, metadata, index=True
+    )
 
 
 def write_one(
@@ -162,9 +166,10 @@ def write_one(
     prefix: str,
     progress: Callable[[int], None] | None = None,
     source: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """``write_shards`` into the single file ``<prefix>.safetensors`` without an index."""
-    return _write(Path(directory), {f"{prefix}{SUFFIX}": plan}, read, prefix, progress, source, index=False)
+    return _write(Path(directory), {f"{prefix}{SUFFIX}": plan}, read, prefix, progress, source, metadata, index=False)
 
 
 def _write(
@@ -174,10 +179,12 @@ def _write(
     prefix: str,
     progress: Callable[[int], None] | None,
     source: str,
+    metadata: Mapping[str, str] | None,
     *,
     index: bool,
 ) -> dict[str, str]:
-    heads = {file: header.encode(tensors) for file, tensors in shards.items()}  # names bad dtypes before writing
+    # The first to name a bad dtype, before anything is written.
+    heads = {file: header.encode(tensors, metadata) for file, tensors in shards.items()}
     tell = progress or (lambda done: None)
     journal = directory / f"{prefix}{hashes.SUFFIX}"
     done = _finished(directory, journal, heads, shards, source)
