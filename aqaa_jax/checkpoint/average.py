@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqaa_jax.checkpoint.files import SCALE, int8_rows
+from aqaa_jax.checkpoint.files import SCALE, int8_rows, stored_weights
 
 Box = tuple[slice, ...]
-SLICE = 1 << 24  # elements worked on at a time
+SLICE = 1 << 22  # elements worked on at a time
 
 
 class Source(Protocol):
@@ -167,7 +167,8 @@ class Mean:
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype != b.dtype:
         return False
-    return np.array_equal(*(np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b)))
+    bits = [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b)]
+    return np.array_equal(bits[0], bits[1])
 
 
 def _rounded(values: np.ndarray, dtype: Any, name: str) -> np.ndarray:
@@ -181,32 +182,21 @@ def _rounded(values: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     return out
 
 
-class RealTables:
-    """A source whose tables of int8 rows (see ``files.save_model``) are seen as the float32 tables they stand for.
+class Unpacked:
+    """A ``ShardReader`` or ``Saved`` as a model sees it (``files.stored_weights``): int8 rows are the float32 tables
+    they stand for, and layers stored apart are the stack of that name where ``names`` has it.
 
-    Raises ``ValueError`` naming ``label`` and a scale of the wrong shape.
+    Raises ``ValueError`` naming the file and a scale or a layer of the wrong shape.
     """
 
-    def __init__(self, source: Source, label: str = "weights"):
-        self._source, shapes = source, source.shapes
-        self.tables = [n for n, x in shapes.items() if x.dtype == np.int8 and len(x.shape) > 1 and n + SCALE in shapes]
-        for name in self.tables:
-            scale, expected = tuple(shapes[name + SCALE].shape), (*shapes[name].shape[:-1], 1)
-            if scale != expected:
-                raise ValueError(f"{label}: tensor {name + SCALE!r} has shape {scale}, expected {expected}")
-        hidden = {name + SCALE for name in self.tables}
-        self.shapes = {
-            name: jax.ShapeDtypeStruct(x.shape, np.float32) if name in self.tables else x
-            for name, x in source.shapes.items()
-            if name not in hidden
-        }
+    def __init__(self, source: Any, names: Collection[str] = ()):
+        self._weights = stored_weights(source, names)
+        self.shapes = {name: weight.struct for name, weight in self._weights.items()}
+        self.tables = [n for n in self.shapes if n in source.shapes and n + SCALE in source.shapes.keys() - self.shapes]
 
     def read(self, name: str, rows: Box) -> np.ndarray:
-        """One box, with the scale of its rows applied."""
-        block = self._source.read(name, rows)
-        if name not in self.tables:
-            return block
-        return block.astype(np.float32) * self._source.read(name + SCALE, (*rows[:-1], slice(0, 1)))
+        """One box."""
+        return self._weights[name].read(rows)
 
 
 class Int8Tables:

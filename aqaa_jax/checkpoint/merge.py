@@ -16,7 +16,7 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import folder, hashes, store
-from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, RealTables, Source, row_blocks
+from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, Source, Unpacked, row_blocks
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.checkpoint.shards import SUFFIX, ShardReader, check_space, write_one, write_shards
 from aqaa_jax.config import SystemConfig, to_dict
@@ -156,7 +156,7 @@ class _Task:
         configs = [folder.read_config(path) for path in self.paths]
         check_configs(self.paths, configs)
         texts = _same_tokenizer(self.paths)
-        readers = {part: [ShardReader(path, part) for path in self.paths] for part in _same_parts(self.paths)}
+        readers = {part: [ShardReader(path, part) for path in self.paths] for part in folder.PARTS}
         means = {
             part: self.mean(sources, [path / f"{part}{SUFFIX}" for path in self.paths], int8=True)
             for part, sources in readers.items()
@@ -173,13 +173,13 @@ class _Task:
         for name, content in ((folder.TEXT_MODEL, texts[0].read_bytes()), ("README.md", self.card(configs[0]))):
             with atomic.written(self.output / name) as temporary:
                 temporary.write_bytes(content)
-        values = {"system": to_dict(configs[0]), "provenance": {"merge": about}}
-        atomic.write_json(self.output / folder.CONFIG, values)
+        folder.write_config(self.output, configs[0], {"merge": about})
         return about
 
     def mean(self, sources: Sequence[Source], paths: Sequence[Path], *, int8: bool) -> Source:
         """The mean of one set of tensors; with ``int8``, tables stay int8 rows."""
-        real = [RealTables(source, str(path)) for source, path in zip(sources, paths, strict=True)]
+        names = {name for source in sources for name in source.shapes}
+        real = [Unpacked(source, names) for source in sources]
         inputs = [Input(str(p), w, source) for p, w, source in zip(paths, self.weights, real, strict=True)]
         mean = Mean(inputs, dtype=self.dtype, accumulate=self.accumulate)
         if not int8 or self.dtype is not None:
@@ -253,15 +253,6 @@ def _same_tokenizer(paths: Sequence[Path]) -> list[Path]:
         if text.read_bytes() != texts[0].read_bytes():
             raise ValueError(f"{text}: another text tokenizer than {texts[0]}; expected the same file")
     return texts
-
-
-def _same_parts(paths: Sequence[Path]) -> list[str]:
-    present = [[part for part in folder.PARTS if any(path.glob(f"{part}*{SUFFIX}"))] for path in paths]
-    for path, has in zip(paths, present, strict=True):
-        for part in sorted(set(present[0]) ^ set(has)):
-            without, other = (paths[0], path) if part in has else (path, paths[0])
-            raise FileNotFoundError(f"{without / part}{SUFFIX}: missing, but {other} has this part")
-    return present[0]
 
 
 def _check_new_file(output: Path) -> None:

@@ -28,7 +28,7 @@ ITEM = "default"  # the folder of a step that holds the tree
 VALUE = ".value"  # ends the names of a module's leaves
 CHUNK = 1 << 26  # bytes of a stored chunk at most: the least that can be read of a tensor
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished steps
-CACHE = 1 << 27  # bytes of decoded chunks kept while boxes are read
+CACHE = CHUNK  # bytes of decoded chunks kept while boxes are read
 
 
 class Store:

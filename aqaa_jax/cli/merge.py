@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 
 EPILOG = """\
 A checkpoint is
@@ -47,11 +46,14 @@ def run(argv: list[str]) -> int:
     import jax.numpy as jnp
 
     from aqaa_jax.checkpoint.merge import merge
+    from aqaa_jax.convert.progress import Progress
 
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")  # all is done on the host; leave the accelerator to others
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    watch = lambda what, total: Progress(what, total, say)  # noqa: E731
     dtype = args.dtype and jnp.dtype(args.dtype)
-    about = merge(inputs, args.output, dtype=dtype, accumulate=args.accumulate, watch=_Progress)
+    about = merge(inputs, args.output, dtype=dtype, accumulate=args.accumulate, watch=watch)
     if args.json:
         print(json.dumps({"output": args.output, **about}, indent=1))
     else:
@@ -67,24 +69,3 @@ def _path_and_weight(text: str) -> tuple[str, float]:
         return path, float(weight)
     except ValueError:
         raise ValueError(f"{text}: {weight!r} is not a weight; expected CHECKPOINT:NUMBER") from None
-
-
-class _Progress:
-    """Bytes done, rate and time left on stderr, every few seconds and at the end."""
-
-    def __init__(self, what: str, total: int, *, every: float = 5.0):
-        self.what, self.total, self.every = what, total, every
-        self.done, self.began = 0, time.monotonic()
-        self.said = self.began
-
-    def __call__(self, done: int) -> None:
-        self.done += done
-        now = time.monotonic()
-        if now - self.said < self.every and self.done < self.total:
-            return
-        self.said, rate = now, self.done / max(now - self.began, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        text = (
-            f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB  {rate / 1e6:.0f} MB/s  ETA {left:.0f} s"
-        )
-        print(text, file=sys.stderr, flush=True)

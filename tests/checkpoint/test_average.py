@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aqaa_jax.checkpoint.average import Input, Int8Tables, Mean, RealTables, boxes, cell, row_blocks, shares
+from aqaa_jax.checkpoint.average import Input, Int8Tables, Mean, Unpacked, boxes, cell, row_blocks, shares
 from aqaa_jax.checkpoint.files import int8_rows
 
 
@@ -17,7 +18,7 @@ class Arrays:
     """A source in memory."""
 
     def __init__(self, **arrays):
-        self.arrays = arrays
+        self.arrays, self.files = arrays, [Path("file")]
         self.shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
         self.largest = 0
 
@@ -180,7 +181,7 @@ def test_no_more_than_a_slice_is_read():
 def test_int8_tables_are_averaged_as_the_numbers_they_stand_for():
     tables = [np.random.default_rng(i).standard_normal((9, 4)).astype(np.float32) * (i + 1) for i in range(2)]
     stored = [Arrays(t=rows, **{"t.scale": scale}) for rows, scale in map(int8_rows, tables)]
-    real = [RealTables(s) for s in stored]
+    real = [Unpacked(s) for s in stored]
     assert set(real[0].shapes) == {"t"} and real[0].shapes["t"].dtype == np.float32
     result = mean(real, (3, 1))
     expected = sum(
@@ -194,7 +195,14 @@ def test_int8_tables_are_averaged_as_the_numbers_they_stand_for():
     np.testing.assert_array_equal(scale, int8_rows(whole(result, "t"))[1])
 
 
+def test_layers_stored_apart_are_a_stack_where_another_input_has_one():
+    stack = np.random.default_rng(0).standard_normal((3, 4, 2)).astype(np.float32)
+    apart = Arrays(**{f"blocks.{i}.w": layer for i, layer in enumerate(stack * 3)})
+    result = mean([Unpacked(apart, ["blocks.w"]), Unpacked(Arrays(**{"blocks.w": stack}), ["blocks.w"])], (1, 1))
+    np.testing.assert_allclose(whole(result, "blocks.w", 5), stack * 2, rtol=1e-6)
+
+
 def test_a_wrong_scale_is_refused_by_name():
     wrong = Arrays(t=np.zeros((3, 4), np.int8), **{"t.scale": np.zeros((2, 1), np.float32)})
     with pytest.raises(ValueError, match=r"file: tensor 't.scale' has shape \(2, 1\), expected \(3, 1\)"):
-        RealTables(wrong, "file")
+        Unpacked(wrong)

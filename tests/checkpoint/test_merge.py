@@ -153,7 +153,7 @@ BAD = {
         "b/config.json: vocab.audio_start is 512, expected 1024",
     ),
     "slopes": (edit_config(("decoder", "alibi_slopes"), [1.0] * 8), "b/config.json: decoder.alibi_slopes is"),
-    "no part": (lambda f: (f / "flow.safetensors").unlink(), "b/flow.safetensors: missing, but"),
+    "no part": (lambda f: (f / "flow.safetensors").unlink(), "b/flow.safetensors: no such weights file"),
     "name": (edit_decoder(lambda w: w.pop("norm.scale")), "b/decoder.safetensors: tensor 'norm.scale' of"),
     "shape": (edit_decoder(lambda w: w.update({"norm.scale": w["norm.scale"][1:]})), "'norm.scale' has shape (255,)"),
     "dtype": (

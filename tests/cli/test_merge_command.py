@@ -27,7 +27,7 @@ def test_merge(files, capsys):
     report = json.loads(printed.out)
     assert report["output"] == "out.safetensors" and [i["weight"] for i in report["inputs"]] == [5, 5, 1]
     assert report["dtype"] == "float16" and report["accumulate"] == "float32"
-    assert "averaging: 0.00 of 0.00 GB" in printed.err and "ETA" in printed.err
+    assert "[averaging] 0.00 of 0.00 GB" in printed.err and "left" in printed.err
 
 
 @pytest.mark.parametrize(
