@@ -84,11 +84,11 @@ def boxes(shape: Sequence[int], limit: int, chunk: Sequence[int] | None = None) 
             yield tuple(slice(a, min(a + c, b)) for a, c, b in zip(low, size, stop, strict=True))
 
 
-def row_blocks(source: Source, name: str, limit: int = SLICE) -> Iterator[np.ndarray]:
-    """A tensor as consecutive blocks of its first dimension, each of at most ``limit`` elements or one row."""
+def runs(source: Source, name: str, limit: int = SLICE) -> Iterator[np.ndarray]:
+    """The elements of a tensor in row-major order, flat, at most ``limit`` at a time (or one run of the last axis)."""
     shape = source.shapes[name].shape
-    for box in boxes(shape, max(limit, math.prod(shape[1:]))):
-        yield source.read(name, box)
+    for box in boxes(shape, max(limit, *shape[-1:], 1)):
+        yield np.asarray(source.read(name, box)).reshape(-1)
 
 
 def is_float(dtype: Any) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import folder, hashes, store
-from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, Source, Unpacked, row_blocks
+from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, Source, Unpacked, runs
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.checkpoint.shards import SUFFIX, ShardReader, check_space, write_one, write_shards
 from aqaa_jax.config import SystemConfig, to_dict
@@ -69,9 +69,9 @@ def merge(
     averaged, tables of int8 rows as the numbers they stand for. Everything else (``store.Saved`` folders, safetensors
     files, sets of shards) gives a safetensors file if ``output`` ends in ``.safetensors``, else an Orbax checkpoint.
     Float weights get ``dtype``, or keep that (and the int8 rows) of the first input with a weight above zero; if no
-    other has one, the result is that input bit for bit. ``limit`` elements are worked on at a time, but never less than
-    a row for safetensors. Raises ``ValueError`` or ``FileNotFoundError`` naming the input before anything is written;
-    what is found later (see ``average.Mean``) leaves nothing that looks whole.
+    other has one, the result is that input bit for bit. ``limit`` elements are worked on at a time. Raises
+    ``ValueError`` or ``FileNotFoundError`` naming the input before anything is written; what is found later (see
+    ``average.Mean``) leaves nothing that looks whole.
     """
     paths, weights = [Path(path) for path, _ in inputs], [weight for _, weight in inputs]
     if not paths:
@@ -217,7 +217,7 @@ class _Task:
         write(
             path.parent,
             source.shapes,
-            lambda name: row_blocks(source, name, self.limit),
+            lambda name: runs(source, name, self.limit),
             prefix=path.name.removesuffix(SUFFIX),
             progress=tell,
             source=metadata["merge"],

@@ -131,7 +131,7 @@ def write_slices(
         type_handler_registry=type_handlers.create_type_handler_registry((_Sliced, _SliceHandler(progress)))
     )
     tree = {
-        name + VALUE: _Sliced(source, name, cell(x.shape, limit, (chunks or {}).get(name)), limit)
+        name + VALUE: _Sliced(source, name, tuple((chunks or {}).get(name, x.shape)), limit)
         for name, x in source.shapes.items()
     }
     options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False)
@@ -145,7 +145,7 @@ def write_slices(
 
 @dataclass(frozen=True)
 class _Sliced:
-    """A tensor to be written box by box."""
+    """A tensor to be written box by box, all boxes of one ``chunk`` before those of the next."""
 
     source: Source
     name: str
@@ -165,8 +165,9 @@ class _SliceHandler(type_handlers.TypeHandler):
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
         for leaf, info in zip(values, infos, strict=True):
             tensor = leaf.source.shapes[leaf.name]
+            stored = tuple(max(size, 1) for size in cell(tensor.shape, leaf.limit, leaf.chunk))
             spec = type_handlers.get_json_tspec_write(
-                info, True, tuple(tensor.shape), leaf.chunk, np.dtype(tensor.dtype), process_index=0
+                info, True, tuple(tensor.shape), stored, np.dtype(tensor.dtype), process_index=0
             )
             array = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
             for box in boxes(tensor.shape, leaf.limit, leaf.chunk):

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aqaa_jax.checkpoint.average import Input, Int8Tables, Mean, Unpacked, boxes, cell, row_blocks, shares
+from aqaa_jax.checkpoint.average import Input, Int8Tables, Mean, Unpacked, boxes, cell, runs, shares
 from aqaa_jax.checkpoint.files import int8_rows
 
 
@@ -173,9 +173,10 @@ def test_bad_weights_are_refused(weights):
 def test_no_more_than_a_slice_is_read():
     parts = sources()
     result = mean(parts, (1, 1, 1))
-    blocks = list(row_blocks(result, "a", limit=31))
-    assert [len(b) for b in blocks] == [2, 2, 2, 1] and all(s.largest == 30 for s in parts)
-    np.testing.assert_array_equal(np.concatenate(blocks), whole(result, "a", 10**6))
+    blocks = list(runs(result, "a", limit=31))
+    assert [len(b) for b in blocks] == [30, 30, 30, 15] and all(s.largest == 30 for s in parts)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole(result, "a", 10**6).reshape(-1))
+    assert max(len(b) for b in runs(result, "a", limit=7)) == 6  # also less than a row
 
 
 def test_int8_tables_are_averaged_as_the_numbers_they_stand_for():
@@ -190,9 +191,9 @@ def test_int8_tables_are_averaged_as_the_numbers_they_stand_for():
     np.testing.assert_allclose(whole(result, "t"), expected, rtol=1e-6)
     again = Int8Tables(result, ["t"])
     assert again.shapes["t"].dtype == np.int8 and again.shapes["t.scale"].shape == (9, 1)
-    rows, scale = np.concatenate(list(row_blocks(again, "t", 8))), np.concatenate(list(row_blocks(again, "t.scale", 2)))
-    np.testing.assert_array_equal(rows, int8_rows(whole(result, "t"))[0])
-    np.testing.assert_array_equal(scale, int8_rows(whole(result, "t"))[1])
+    rows, scale = np.concatenate(list(runs(again, "t", 8))), np.concatenate(list(runs(again, "t.scale", 2)))
+    np.testing.assert_array_equal(rows.reshape(9, 4), int8_rows(whole(result, "t"))[0])
+    np.testing.assert_array_equal(scale.reshape(9, 1), int8_rows(whole(result, "t"))[1])
 
 
 def test_layers_stored_apart_are_a_stack_where_another_input_has_one():

@@ -1,5 +1,7 @@
 """Saved steps read and written box by box, next to Orbax doing the same with whole arrays."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,22 @@ def test_written_slices_are_an_ordinary_checkpoint(tmp_path, limit):
             assert value.sharding == named_weights(like)[name].sharding
     stored.close()
     assert jax.tree.leaves(shardings(build(), mesh, RULES))  # the mesh was a real one
+
+
+def test_a_chunk_of_the_input_is_finished_before_the_next(tmp_path):
+    save(tmp_path / "in", shard(build(), make_mesh((1, 2, 2)), RULES))
+    source, order = Saved(tmp_path / "in"), []
+
+    class Watched:
+        shapes = source.shapes
+
+        def read(self, name, rows):
+            chunk = tuple(s.start // c for s, c in zip(rows, source.chunks[name], strict=True))
+            order.append((name, chunk))
+            return source.read(name, rows)
+
+    write_slices(tmp_path / "out", Watched(), chunks=source.chunks, limit=6)
+    assert len(order) > len(set(order)) == len(list(itertools.groupby(order)))
 
 
 def test_a_failed_write_leaves_nothing_and_an_interrupted_one_can_be_repeated(tmp_path):
