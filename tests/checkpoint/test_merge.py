@@ -336,9 +336,9 @@ def peak(output: Path, inputs: list[Path]) -> float:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["safetensors", "orbax", "orbax in one chunk"])
+@pytest.mark.parametrize("kind", ["safetensors", "orbax"])
 def test_memory_stays_within_a_few_slices(tmp_path, kind):
-    """Two checkpoints of 3.2 GB, tensors of 1.6 GB: memory is that of a few boxes, plus one chunk of each input."""
+    """Two checkpoints of 3.2 GB, tensors of 1.6 GB: memory is that of a few boxes, plus a chunk of each Orbax input."""
     plan = {"stack": (4, 8192, 24576), "table": (32768, 24576)}
     plan = {name: jax.ShapeDtypeStruct(shape, ml_dtypes.bfloat16) for name, shape in plan.items()}
     paths, output = [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
@@ -348,10 +348,8 @@ def test_memory_stays_within_a_few_slices(tmp_path, kind):
         noise = Noise(plan, seed)
         if kind == "safetensors":
             write_one(tmp_path, plan, lambda name, n=noise: runs(n, name), prefix=path.stem)
-        elif kind == "orbax":  # as Store saves from a mesh
+        else:  # in chunks like those that Store saves from a mesh
             write_slices(path, noise, chunks={"stack": (4, 1024, 6144), "table": (2048, 12288)}, limit=1 << 25)
-        else:  # as others save from one device
-            write_slices(path, noise, limit=1 << 30)
     risen = peak(output, paths)
     print(f"{kind}: {risen:.0f} MB above the start")
     reader = ShardReader(output) if kind == "safetensors" else Saved(output)
@@ -359,4 +357,4 @@ def test_memory_stays_within_a_few_slices(tmp_path, kind):
         a, b = (Noise(plan, seed).read(name, box).astype(np.float32) for seed in range(2))
         np.testing.assert_allclose(reader.read(name, box).astype(np.float32), (a + 2 * b) / 3, rtol=2**-8, atol=1e-6)
     shutil.rmtree(tmp_path)
-    assert risen < (600 if kind != "orbax in one chunk" else 600 + 2 * 2 * 1611)
+    assert risen < (250 if kind == "safetensors" else 700)  # two chunks of 50 MB and TensorStore's caches come on top
