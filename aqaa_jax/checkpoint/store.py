@@ -131,7 +131,7 @@ def write_slices(
         type_handler_registry=type_handlers.create_type_handler_registry((_Sliced, _SliceHandler(progress)))
     )
     tree = {
-        name + VALUE: _Sliced(source, name, tuple((chunks or {}).get(name, x.shape)), limit)
+        name + VALUE: _Sliced(source, name, tuple(chunks[name] if chunks and name in chunks else x.shape), limit)
         for name, x in source.shapes.items()
     }
     options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False)
