@@ -23,6 +23,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorstore>=0.1.80",
         "grain>=0.2.18,<0.3",
         "librosa>=0.11,<0.12",
         "tensorflow-datasets>=4.9.10,<5",

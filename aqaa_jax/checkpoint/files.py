@@ -57,7 +57,7 @@ def save_model(
     weights: dict[str, Any] = {}
     for name, value in named_weights(model).items():
         if name in tables:
-            weights[name], weights[name + SCALE] = _int8_rows(np.asarray(value, np.float32))
+            weights[name], weights[name + SCALE] = int8_rows(np.asarray(value, np.float32))
             continue
         cast = dtype is not None and np.issubdtype(np.dtype(value.dtype), np.floating)
         weights[name] = value.astype(dtype) if cast else value
@@ -148,6 +148,7 @@ def _placed(tensor: StoredWeight, leaf: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, slice_of)
 
 
-def _int8_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def int8_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A float32 table as int8 rows and the float32 scale of each row: ``table ~ rows * scale``."""
     scale = np.maximum(np.abs(table).max(axis=-1, keepdims=True), 1e-30) / 127.0
     return np.round(table / scale).astype(np.int8), scale.astype(np.float32)

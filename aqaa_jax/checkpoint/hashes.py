@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 SUFFIX = ".sha256.json"
@@ -17,6 +18,25 @@ def sha256(path: Path) -> str:
         while piece := stream.read(_BLOCK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def digest(path: Path, tell: Callable[[int], None] = lambda done: None) -> str:
+    """The hash of a file; of a folder that of the sorted lines ``hash  path`` of its files, as ``sha256sum`` has them.
+
+    ``tell`` is told the bytes done since its last call.
+    """
+    if path.is_file():
+        out = sha256(path)
+        tell(path.stat().st_size)
+        return out
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{digest(file, tell)}  {name}\n" for name, file in files).encode()).hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def read(journal: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -142,16 +143,21 @@ def write_shards(
     max_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] | None = None,
     source: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Write the tensors of ``plan`` in its order, sharded, the index last; returns file name -> sha256.
 
-    ``read(name)`` gives consecutive row blocks that make up the tensor (any number, down to one whole array).
+    ``read(name)`` gives consecutive row blocks that make up the tensor (any number, down to one whole array), or flat
+    runs of its row-major elements.
     ``progress`` is told the bytes done since its last call. A file that an earlier run finished is kept if its
     header is the planned one, its recorded hash is that of its bytes, and it came from the same ``source`` (any text
-    that identifies the origin). Raises ``ValueError`` naming the tensor whose blocks do not fit the plan, ``OSError``
-    when the disk is too small (checked before anything is written) or fails; no file under a final name is partial.
+    that identifies the origin). ``metadata`` goes into every header. Raises ``ValueError`` naming the tensor whose
+    blocks do not fit the plan, ``OSError`` when the disk is too small (checked before anything is written) or fails; no
+    file under a final name is partial.
     """
-    return _write(Path(directory), plan_shards(plan, prefix, max_bytes), read, prefix, progress, source, index=True)
+    return _write(
+        Path(directory), plan_shards(plan, prefix, max_bytes), read, prefix, progress, source, metadata, index=True
+    )
 
 
 def write_one(
@@ -162,9 +168,10 @@ def write_one(
     prefix: str,
     progress: Callable[[int], None] | None = None,
     source: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """``write_shards`` into the single file ``<prefix>.safetensors`` without an index."""
-    return _write(Path(directory), {f"{prefix}{SUFFIX}": plan}, read, prefix, progress, source, index=False)
+    return _write(Path(directory), {f"{prefix}{SUFFIX}": plan}, read, prefix, progress, source, metadata, index=False)
 
 
 def _write(
@@ -174,10 +181,12 @@ def _write(
     prefix: str,
     progress: Callable[[int], None] | None,
     source: str,
+    metadata: Mapping[str, str] | None,
     *,
     index: bool,
 ) -> dict[str, str]:
-    heads = {file: header.encode(tensors) for file, tensors in shards.items()}  # names bad dtypes before writing
+    # The first to name a bad dtype, before anything is written.
+    heads = {file: header.encode(tensors, metadata) for file, tensors in shards.items()}
     tell = progress or (lambda done: None)
     journal = directory / f"{prefix}{hashes.SUFFIX}"
     done = _finished(directory, journal, heads, shards, source)
@@ -240,23 +249,25 @@ def _write_file(path: Path, head: bytes, tensors: Plan, read: Blocks, tell: Call
     with atomic.written(path) as part, part.open("wb") as stream:
         stream.write(head)
         for name, tensor in tensors.items():
-            rows = 0
+            done, planned = 0, math.prod(tensor.shape)
             for block in read(name):
                 data = _checked(name, block, tensor)
                 digest.update(data)
                 stream.write(data)
-                rows += len(block) if tensor.shape else 1
+                done += block.size
                 tell(len(data))
                 del block, data  # not held while the next one is read
-            if rows != (tensor.shape[0] if tensor.shape else 1):
-                raise ValueError(f"tensor {name!r}: got {rows} rows, planned {tensor.shape}")
+            if done != planned:
+                rows = done * tensor.shape[0] / planned if planned else done
+                raise ValueError(f"tensor {name!r}: got {rows:g} rows, planned {tensor.shape}")
         stream.flush()
         os.fsync(stream.fileno())  # on disk before it has its name
     return digest.hexdigest()
 
 
 def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> Any:  # a buffer of bytes
-    if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:] or block.ndim != len(tensor.shape):
+    rows = block.shape[1:] == tensor.shape[1:] and block.ndim == len(tensor.shape)
+    if block.dtype != tensor.dtype or not (rows or block.ndim == 1):
         raise ValueError(
             f"tensor {name!r}: got rows {block.dtype} {block.shape}, planned {tensor.dtype} {tensor.shape}"
         )

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train the stages of a config",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
+    "merge": "weighted mean of checkpoints",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f"aqaa_jax.cli.{chosen.command.replace('-', '_')}")
     try:
         return module.run(argv[1:]) or 0
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("AQAA_TRACEBACK"):
             raise
         print(f"aqaa {chosen.command}: {error}", file=sys.stderr)

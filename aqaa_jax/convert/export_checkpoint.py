@@ -10,11 +10,11 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import shards
+from aqaa_jax.checkpoint.average import runs
 from aqaa_jax.checkpoint.folder import CONFIG
 from aqaa_jax.checkpoint.header import nbytes
-from aqaa_jax.checkpoint.store import SavedModel
+from aqaa_jax.checkpoint.store import Saved
 from aqaa_jax.convert.export_files import DTYPES
-from aqaa_jax.convert.layout import row_blocks
 from aqaa_jax.convert.progress import Progress
 
 RECORD = "checkpoint.json"
@@ -48,11 +48,11 @@ def run(
     """
     if dtype and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    destination, saved = Path(destination), SavedModel(_steps(path), step)
+    destination, saved = Path(destination), Saved(_steps(path), step)
     plan = {name: jax.ShapeDtypeStruct(t.shape, _cast(t.dtype, dtype)) for name, t in saved.shapes.items()}
     total = sum(map(nbytes, plan.values()))
-    which = "averaged model" if saved.average else "model"
-    say(f"{which} of step {saved.step}: {len(plan)} tensors, {total / 1e9:.3f} GB to write in {destination}")
+    which = "averaged model" if saved.averaged else "model"
+    say(f"{which} of step {saved.path.name}: {len(plan)} tensors, {total / 1e9:.3f} GB to write in {destination}")
     if dry_run:
         shards.check_space(destination, total)
         return
@@ -62,12 +62,11 @@ def run(
     record.unlink(missing_ok=True)
 
     def read(name: str) -> Iterator[np.ndarray]:
-        yield from row_blocks(saved.read(name), np.dtype(plan[name].dtype))
+        return (run.astype(plan[name].dtype, copy=False) for run in runs(saved, name))
 
-    source = f"{Path(path).absolute()} step {saved.step} {which}"
+    source = f"{Path(path).absolute()} step {saved.path.name} {which}"
     shards.write_one(destination, plan, read, prefix="model", progress=Progress("export", total, say), source=source)
-    saved.close()
-    atomic.write_json(record, {"step": saved.step, "weights": which, "source": str(path)})
+    atomic.write_json(record, {"step": int(saved.path.name), "weights": which, "source": str(path)})
     if check:
         shards.verify(destination, "model")
         say(f"verified {len(plan)} tensors in {destination}")

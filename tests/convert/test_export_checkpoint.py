@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from aqaa_jax.checkpoint.files import load_model
-from aqaa_jax.checkpoint.store import SavedModel, Store
+from aqaa_jax.checkpoint.store import Saved, Store
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.convert import export_checkpoint
@@ -69,14 +69,14 @@ def test_chosen_step_and_run_without_average(stage, tmp_path):
     assert json.loads((tmp_path / "y" / "checkpoint.json").read_text())["weights"] == "model"
 
 
-def test_one_weight_at_a_time(stage):
-    saved = SavedModel(stage / "checkpoints", 3)
+def test_one_slice_at_a_time(stage):
+    saved = Saved(stage / "checkpoints", 3)
     expected = named_weights(state(3, True).ema)
     assert {n: s.shape for n, s in saved.shapes.items()} == {n: w.shape for n, w in expected.items()}
-    got = saved.read("blocks.attention.wq")
+    box = (slice(1, 3), *(slice(0, size) for size in expected["blocks.attention.wq"].shape[1:]))
+    got = saved.read("blocks.attention.wq", box)
     assert isinstance(got, np.ndarray)
-    np.testing.assert_array_equal(got, expected["blocks.attention.wq"])
-    saved.close()
+    np.testing.assert_array_equal(got, expected["blocks.attention.wq"][1:3])
 
 
 def test_dtype_and_dry_run(stage, tmp_path):
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named(stage, tmp_path):
     assert export_checkpoint.is_checkpoint(stage) and export_checkpoint.is_checkpoint(stage / "checkpoints")
     assert not export_checkpoint.is_checkpoint(tmp_path) and not export_checkpoint.is_checkpoint(tmp_path / "none")
     with pytest.raises(ValueError, match="no step 4; it has 3, 7"):
-        SavedModel(stage / "checkpoints", 4)
+        Saved(stage / "checkpoints", 4)
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(ValueError, match="not empty"):
         export_checkpoint.run(stage, tmp_path, say=lambda text: None)
