@@ -107,9 +107,9 @@ def _go_on(config: ConfigDict) -> None:
     config.start = "aqaa_jax/assets/pocket"
     config.stages = ("corpus", "tokenize", "hift", "sft", "package")
     config.hift = ConfigDict(_stage(5000, 8, 32, 1e-3, ema_decay=0.99))
-    config.sft = ConfigDict(_language(5600, 2048, 1.5e-3, 0.02))
+    config.sft = ConfigDict(_language(5100, 2048, 1.5e-3, 0.02))
     config.sft.optimizer.kind = "muon"
-    mix = {"asr": 1.5, "tts": 0.2, "tqta": 2.0, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0}
+    mix = {"asr": 1.5, "tts": 0.2, "tqta": 2.0, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0, "transcript_first": 1.0}
     config.sft_mix = ConfigDict({**mix, "emphasis": ("addition", "addition", "subtraction", "subtraction", "numbers")})
 
 
