@@ -14,11 +14,12 @@ from aqaa_jax.checkpoint.folder import TEXT_MODEL, write_folder
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
+from aqaa_jax.training.start import origin
 from aqaa_jax.version import __version__
 
 TABLES = ("embedding.table",)  # of decoder and flow: a third of the weights, and the least sensitive
 STAGE_OF = {"decoder": "sft"}  # parts whose last stage has another name
-CARD = """# {name}
+CARD = """# The pocket model
 
 A small spoken-question-answering model trained from nothing by aqaa_jax {version}: the modules of the full system
 at pocket size.
@@ -31,7 +32,7 @@ at pocket size.
   nothing outside of the domain.
 - **Weights**: {parameters} parameters in float16 safetensors, embeddings as int8 rows; `config.json` holds the
   configuration, the recipe with its seeds, and the time each stage took.
-- **Made by**: `aqaa train --config=configs/pocket.py`; measured by `make pocket-eval` (see the README).
+- **Made by**: `{command}`; measured by `make pocket-eval` (see the README).
 """
 
 
@@ -44,18 +45,19 @@ def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> 
     }
     parameters = sum(leaf.size for part in parts.values() for leaf in jax.tree.leaves(part))
     spent = {p.parent.name: json.loads(p.read_text()) for p in sorted(run_dir.glob("*/done.json"))}
-    folder = run_dir / "model"
+    folder, command = run_dir / "model", f"aqaa train --config=configs/pocket.py:{recipe.name}"
     write_folder(
         folder,
         c,
         parts,
         (run_dir / "corpus" / TEXT_MODEL).read_bytes(),
-        card=CARD.format(name=recipe.name, version=__version__, parameters=f"{parameters:,}"),
+        card=CARD.format(command=command, version=__version__, parameters=f"{parameters:,}"),
         provenance={
             "version": __version__,
-            "command": f"aqaa train --config=configs/pocket.py:{recipe.name}",
+            "command": command,
             "recipe": {k: v for k, v in to_dict(recipe).items() if k != "system"},
             "stages": spent,
+            "start": origin(recipe),
         },
         dtype=jnp.float16,
         tables=TABLES,

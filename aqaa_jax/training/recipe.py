@@ -6,10 +6,11 @@ computes; it connects ``data``, ``stages`` and ``loop``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aqaa_jax.checkpoint.files import write_json
@@ -52,11 +53,23 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
             _say(f"[{name}] already done ({done})")
             continue
         (run_dir / name).mkdir(parents=True, exist_ok=True)
-        clock, cpu = time.monotonic(), time.process_time()
-        STEPS[name](recipe, run_dir, _say)
-        spent = {"seconds": round(time.monotonic() - clock, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        with _timed(run_dir / name / "spent.json") as spent:
+            STEPS[name](recipe, run_dir, _say)
         write_json(done, spent)
         _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
+
+
+@contextlib.contextmanager
+def _timed(path: Path) -> Iterator[dict[str, float]]:
+    """Seconds and CPU seconds inside, added to those of interrupted sittings, which ``path`` remembers."""
+    spent = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    clock, cpu = time.monotonic(), time.process_time()
+    try:
+        yield spent
+    finally:
+        spent["seconds"] = round(spent["seconds"] + time.monotonic() - clock, 1)
+        spent["cpu_seconds"] = round(spent["cpu_seconds"] + time.process_time() - cpu, 1)
+        write_json(path, spent)
 
 
 def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:

@@ -42,7 +42,6 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
         raise ValueError(
             f"stage {stuck[0]!r} cannot go on from a model folder; leave it out of the stages or the start empty"
         )
-    made = json.loads((folder / CONFIG).read_text()).get("provenance", {})
     _bring(folder / TEXT_MODEL, run_dir / "corpus")
     for name in builders(recipe.system):
         stage = TRAINED_BY.get(name, name)
@@ -52,7 +51,12 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
         for file in [*shards.weight_files(folder, name), *([index] if index.is_file() else [])]:
             _bring(file, target)
         if kept:
-            write_json(target / "done.json", {"start": recipe.start, "made": made})
+            write_json(target / "done.json", {"start": recipe.start})
+
+
+def origin(recipe: RecipeConfig) -> dict[str, Any]:
+    """How the folder that a run begins from was made; nothing for a run from nothing."""
+    return json.loads((Path(recipe.start) / CONFIG).read_text()).get("provenance", {}) if recipe.start else {}
 
 
 def started(recipe: RecipeConfig, run_dir: Path, stage: str, part: str) -> Any | None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from aqaa_jax.checkpoint.folder import read_part
 from aqaa_jax.config import from_dict
 from aqaa_jax.inference.answer import Aqaa
 from aqaa_jax.parts import abstract
+from aqaa_jax.training import recipe
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.corpus import text_tokenizer
 from aqaa_jax.training.recipe import run_recipe
@@ -50,6 +52,23 @@ def test_unknown_stage_and_changed_recipe_are_refused(tmp_path):
     changed = smoke(stages=(), corpus={"seed": 5})
     with pytest.raises(ValueError, match="begun with other values of corpus"):
         run_recipe(changed, tmp_path)
+
+
+def test_the_time_of_a_stage_counts_every_sitting(tmp_path, monkeypatch):
+    sittings = iter((SystemExit(143), None))
+
+    def stage(*_):
+        time.sleep(0.11)
+        if (error := next(sittings)) is not None:
+            raise error
+
+    monkeypatch.setitem(recipe.STEPS, "flow", stage)
+    with pytest.raises(SystemExit):
+        run_recipe(smoke(), tmp_path, only=["flow"])
+    assert not (tmp_path / "flow" / "done.json").exists()
+    run_recipe(smoke(), tmp_path, only=["flow"])
+    spent = json.loads((tmp_path / "flow" / "done.json").read_text())
+    assert spent["seconds"] >= 0.2 and set(spent) == {"seconds", "cpu_seconds"}
 
 
 SHIPPED = Path(__file__).parents[2] / "aqaa_jax" / "assets" / "pocket"
