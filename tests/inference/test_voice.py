@@ -124,27 +124,24 @@ def test_the_prompt_changes_the_voice_and_not_the_words(model, prompt_file, reco
     stereo = np.stack([recording, recording], axis=1)
     voice = model.voice(stereo, sample_rate=RATE)
     tokens = plain.audio_tokens
-    same, second = model.speak([tokens, tokens], voice=voice)
-    np.testing.assert_allclose(same, prompted.wav, atol=1e-3 * scale)
-    assert second.shape == same.shape
+    np.testing.assert_allclose(model.speak([tokens], voice=voice)[0], prompted.wav, atol=1e-3 * scale)
     for changed in ({"mel": voice.mel[::-1]}, {"tokens": voice.tokens[::-1]}):
         (other,) = model.speak([tokens], voice=voice._replace(**changed))
         assert np.abs(other - prompted.wav).max() > 0.01 * scale
 
 
 def test_the_speaker_network_gives_the_vector(model, recording, tmp_path, monkeypatch, caplog):
-    heard, plain = [], model.voice(recording, sample_rate=RATE)
-    caplog.clear()
+    heard, given = [], []
     fake_onnxruntime(monkeypatch, heard)
-    speaking = Aqaa(model.system._replace(speaker_model=tmp_path / SPEAKER_MODEL))
+    vocoder = types.SimpleNamespace(synthesize=lambda rows, *prompt, key: given.extend(prompt) or rows)
+    speaking = Aqaa(model.system._replace(speaker_model=tmp_path / SPEAKER_MODEL, vocoder=vocoder))
     voice = speaking.voice(recording, sample_rate=RATE)
     path, frames = heard
     assert path == str(tmp_path / SPEAKER_MODEL) and not caplog.records
     np.testing.assert_array_equal(frames[0], speaker.features(wavs.resample(recording, RATE, 16000)))
     np.testing.assert_array_equal(voice.speaker[:80], frames[0, 0])
-    tokens = plain.tokens[:25]
-    one, two = (model.speak([tokens], voice=v)[0] for v in (plain, voice))
-    assert one.shape == two.shape and np.abs(one - two).max() > 0.01 * np.abs(one).max()
+    speaking.speak([np.arange(5)], voice=voice)
+    assert [id(part) for part in given] == [id(voice.tokens), id(voice.mel), id(voice.speaker)]
 
 
 def test_a_folder_is_loaded_with_its_speaker_network(tmp_path):
