@@ -52,7 +52,7 @@ def speaker_vector(path: str | Path, wav_W: Float[np.ndarray, "W"], size: int) -
 
 def _session(path: Path) -> Any:
     try:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"{path}: running it needs onnxruntime: pip install 'aqaa_jax[voice]'") from None
     options = onnxruntime.SessionOptions()
