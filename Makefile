@@ -34,7 +34,7 @@ test-all: $(VENV)/dev.stamp ## all tests, the long ones too
 
 $(VENV)-torch/stamp: setup.py
 	$(PYTHON) -m venv $(VENV)-torch
-	$(VENV)-torch/bin/pip install --quiet --disable-pip-version-check -e '.[dev,torch,notebook]'
+	$(VENV)-torch/bin/pip install --quiet --disable-pip-version-check -e '.[dev,torch,voice,notebook]'
 	@touch $@
 
 test-torch: $(VENV)-torch/stamp ## the tests that need PyTorch and transformers, in an environment of their own

@@ -44,6 +44,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "torch": ["torch>=2.4", "onnx>=1.16", "transformers>=4.48"],
+        "voice": ["onnxruntime>=1.17"],
         "notebook": ["nbclient>=0.10", "ipykernel>=6"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22"],
     },

@@ -1,4 +1,5 @@
-"""A model folder: ``config.json``, one safetensors file (or shards) per part, the text tokenizer and a model card.
+"""A model folder: ``config.json``, one safetensors file (or shards) per part, the text tokenizer, a model card
+and, where it was imported, the speaker encoder.
 
 ``config.json`` is written last: a folder without it is a partial one and is refused.
 """
@@ -18,6 +19,7 @@ from aqaa_jax.config import SystemConfig, from_dict, to_dict
 Part = TypeVar("Part", bound=nnx.Module)
 PARTS = ("linguistic", "semantic", "decoder", "flow", "hift")
 TEXT_MODEL = "tokenizer.model"
+SPEAKER_MODEL = "campplus.onnx"  # the published speaker encoder; a folder may be without it
 CONFIG = "config.json"
 
 

@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from aqaa_jax import atomic
+
+VOICE_HELP = """answer in the voice of this recording of up to 30 s, which the vocoder continues; needs a model whose
+vocoder was trained with voice prompts (the shipped one was not); with campplus.onnx in the model folder also extra
+[voice]"""
+VOICE_TEXT_HELP = """what is said in PROMPT.wav; with it, the exchange of this text and that speech stands before the
+question, as in the published text-to-speech prompt, so that the language model follows the voice too"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--text", metavar="FILE", help="also write the answer's text")
     p.add_argument("--plot", metavar="FILE.png", help="also draw the spectrograms of question and answer")
     p.add_argument("--model", metavar="DIR", help="model folder (default: the shipped pocket model)")
+    p.add_argument("--voice", metavar="PROMPT.wav", help=VOICE_HELP)
+    p.add_argument("--voice-text", default="", metavar="TEXT", help=VOICE_TEXT_HELP)
     p.add_argument("--transcript-first", action="store_true", help="let the model write down the question first")
     p.add_argument("--int8", action="store_true", help="round the decoder's matrices to int8: faster if it is large")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default 0)")
@@ -37,12 +47,17 @@ def run(argv: list[str]) -> int:
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     question, rate = wavs.read(args.question)
     wavs.check_question(question, rate, args.question)
+    prompt, prompt_rate = _read_voice(args)
     clock = time.perf_counter()
     say(f"loading {args.model or 'the shipped pocket model'} …")
     model = Aqaa.load(args.model, int8=args.int8)
     loaded = time.perf_counter() - clock
+    voice = None
+    if args.voice:
+        say(f"taking the voice of {args.voice} ({len(prompt) / prompt_rate:.1f} s) …")
+        voice = model.voice(prompt, sample_rate=prompt_rate, text=args.voice_text)
     say(f"listening to {args.question} ({len(question) / rate:.1f} s), then answering …")
-    answer = model.ask(question, sample_rate=rate, seed=args.seed, transcript_first=args.transcript_first)
+    answer = model.ask(question, sample_rate=rate, seed=args.seed, transcript_first=args.transcript_first, voice=voice)
     if not len(answer.wav):
         raise ValueError(f"{args.question}: the model answered without speech (text: {answer.text!r})")
     if args.text:
@@ -60,6 +75,7 @@ def run(argv: list[str]) -> int:
         **({"heard": answer.heard} if args.transcript_first else {}),
         "question": args.question,
         "answer": args.output,
+        **({"voice": args.voice, "voice_text": args.voice_text} if args.voice else {}),
         "text_file": args.text,
         "plot": args.plot,
         "question_seconds": round(len(question) / rate, 3),
@@ -76,3 +92,20 @@ def run(argv: list[str]) -> int:
         if path:
             print(f"{label:8}{path}")
     return 0
+
+
+def _read_voice(args: argparse.Namespace) -> tuple[np.ndarray, int]:
+    """The voice prompt and its rate, checked, with the model's configuration, before any weights are loaded."""
+    from aqaa_jax.checkpoint.folder import read_config
+    from aqaa_jax.dsp import wav as wavs
+    from aqaa_jax.inference.system import shipped_folder
+    from aqaa_jax.inference.voice import MAX_SECONDS, check_follows
+
+    if not args.voice:
+        if args.voice_text:
+            raise ValueError("--voice-text is what a recording says; expected --voice PROMPT.wav beside it")
+        return np.zeros(0, np.float32), 0
+    check_follows(read_config(args.model or shipped_folder()))
+    wav, rate = wavs.read(args.voice)
+    wavs.check_question(wav, rate, args.voice, max_seconds=MAX_SECONDS)
+    return wav, rate

@@ -19,6 +19,7 @@ SOURCE is a folder of one published file set, recognised by its files:
                          linguistic_tokenizer.npy                                          -> linguistic
                          speech_tokenizer_v1.onnx                                          -> semantic
   CosyVoice-300M-25Hz    cosyvoice.yaml, flow.pt, hift.pt                                  -> flow, hift
+                         campplus.onnx, if it is there: copied with flow, for `aqaa ask --voice`
 and tokenizer.model where there is one. Import each set into the same TARGET; when all five parts and the text
 tokenizer are there, `aqaa ask --model TARGET` answers with them. A .pt file needs torch (extra [torch]) and may hold
 tensors only. The same command again goes on after an interruption and keeps what is done.

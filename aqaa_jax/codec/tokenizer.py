@@ -146,9 +146,12 @@ class DualTokenizer(nnx.Module):
         """The tokenizer of two loaded parts."""
         return cls(config, linguistic, semantic)
 
-    def prepare(self, wav_W: Float[np.ndarray, "W"], sample_rate: int) -> Float[np.ndarray, "V"]:
+    def prepare(
+        self, wav_W: Float[np.ndarray, "W"], sample_rate: int, *, trim: bool | None = None
+    ) -> Float[np.ndarray, "V"]:
         """Resample to the tokenizers' rate, bring to full level and cut silent edges, as configured.
 
+        ``trim`` says whether to cut, in place of the configuration (upstream cuts voice prompts, not questions).
         Raises ``ValueError`` unless the waveform has one dimension.
         """
         if np.ndim(wav_W) != 1:
@@ -156,20 +159,22 @@ class DualTokenizer(nnx.Module):
         rate = self.config.linguistic.sample_rate
         wav_W = resample(wav_W, sample_rate, rate)
         wav_W = energy_norm(wav_W) if self.config.energy_norm else wav_W
-        return trim_silence(wav_W, rate) if self.config.trim else wav_W
+        return trim_silence(wav_W, rate) if (self.config.trim if trim is None else trim) else wav_W
 
     def encode(
         self,
         wavs: Sequence[Float[np.ndarray, "W"]],
         sample_rate: int = 16000,
         rng: np.random.Generator | None = None,
+        *,
+        trim: bool | None = None,
     ) -> list[Codes]:
         """Codes of each waveform (any length, all at ``sample_rate``), in order; too short a one gives none.
 
         Waveforms are batched by padded length, and each is padded by its own length alone, so what else is in the
-        list does not matter. ``rng`` is the source of dither where the config has it.
+        list does not matter. ``rng`` is the source of dither where the config has it; ``trim`` as in ``prepare``.
         """
-        prepared = [self.prepare(wav, sample_rate) for wav in wavs]
+        prepared = [self.prepare(wav, sample_rate, trim=trim) for wav in wavs]
         linguistic = _run(
             _linguistic_codes,
             self.linguistic,

@@ -19,7 +19,7 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import hashes, shards
-from aqaa_jax.checkpoint.folder import CONFIG, PARTS, TEXT_MODEL, read_config
+from aqaa_jax.checkpoint.folder import CONFIG, PARTS, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.convert import torch_file
 from aqaa_jax.convert.export_files import DTYPES, WEIGHTS, Content, Target, card, notes, target
@@ -139,7 +139,8 @@ def _is_there(directory: Path, part: str) -> bool:
 
 def _fingerprint(directory: Path, dtype: str) -> str:
     """What must not change between the runs of one export: sizes and times of the source, dtype, version."""
-    files = sorted(p for p in directory.iterdir() if p.suffix == ".safetensors" or p.name in (CONFIG, TEXT_MODEL))
+    names = (CONFIG, TEXT_MODEL, SPEAKER_MODEL)
+    files = sorted(p for p in directory.iterdir() if p.suffix == ".safetensors" or p.name in names)
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(repr((stats, dtype, __version__)).encode()).hexdigest()
 

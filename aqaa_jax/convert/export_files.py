@@ -2,10 +2,10 @@
 
     config.json, model-*.safetensors, tokenizer.*, modeling_step1.py ...   the decoder, for transformers and vLLM
     Step-Audio-Tokenizer/         linguistic_tokenizer.npy, the Paraformer folder, speech_tokenizer_v1.safetensors
-    CosyVoice-300M-25Hz/          flow.pt, hift.pt, cosyvoice.yaml
+    CosyVoice-300M-25Hz/          flow.pt, hift.pt, cosyvoice.yaml, campplus.onnx if it was imported
 
 Names, layouts and dtypes are the published ones. Differences: the semantic tokenizer is its torch state dict, not an
-ONNX graph; the Paraformer holds its encoder only; ``campplus.onnx`` (speaker vectors) is not ours to give.
+ONNX graph; the Paraformer holds its encoder only; ``campplus.onnx`` (speaker vectors) is the imported file, if any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from aqaa_jax.checkpoint.folder import TEXT_MODEL
+from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, TEXT_MODEL
 from aqaa_jax.config import SystemConfig
 from aqaa_jax.convert import flow, hift, paraformer, s3, step1
 from aqaa_jax.convert.part_source import PartSource
@@ -131,7 +131,9 @@ def _small_files(
     if part == "semantic":
         fields = s3.config_to_upstream(config.tokenizer.semantic)
         return {}, {f"{TOKENIZER}/speech_tokenizer_v1.json": lambda: _json(fields)}
-    return {}, {f"{VOCODER}/cosyvoice.yaml": lambda: cosyvoice_yaml(config)}
+    speaker = directory / SPEAKER_MODEL
+    before = {f"{VOCODER}/{SPEAKER_MODEL}": speaker.read_bytes} if part == "flow" and speaker.is_file() else {}
+    return before, {f"{VOCODER}/cosyvoice.yaml": lambda: cosyvoice_yaml(config)}
 
 
 def _beside_the_decoder(config: SystemConfig, directory: Path) -> dict[str, Content]:

@@ -20,7 +20,7 @@ from aqaa_jax import atomic
 from aqaa_jax.checkpoint import folder, header, shards
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import SystemConfig, from_dict, to_dict
-from aqaa_jax.convert import layout
+from aqaa_jax.convert import layout, speaker
 from aqaa_jax.convert.account import Account
 from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, read_json, with_part
 from aqaa_jax.convert.progress import Progress
@@ -81,25 +81,33 @@ def import_folder(
     source, target = Path(source), Path(target)
     system, jobs = _check(source, target, base, options, given, report)
     accounts = [job.account for job in jobs]
+    with_flow = any(job.one.part == "flow" for job in jobs)  # which is what reads speaker vectors
+    voices = speaker.find(source, target) if with_flow else None
+    if with_flow:
+        report(voices.text() if voices else f"{source}: no {folder.SPEAKER_MODEL}; voices will have no speaker vector")
     if options.dry_run:
         for job in jobs:
             report(_forecast(job))
         return accounts
     todo = [job for job in jobs if not _is_done(target, job, options)]
-    shards.check_space(target, sum(job.size for job in todo) - _written(target, todo))
+    copying = voices is not None and not speaker.is_done(voices, target)
+    extra = voices.size if voices and copying else 0
+    shards.check_space(target, sum(job.size for job in todo) + extra - _written(target, todo))
     if todo:
         (target / folder.CONFIG).unlink(missing_ok=True)
     for job in todo:
         (target / f"{job.one.part}{RECORD}").unlink(missing_ok=True)
         _write_part(target, job, options, say)
+    if voices and copying:
+        speaker.copy(voices, target)
     text_model = source / folder.TEXT_MODEL
     if text_model.is_file():
         with atomic.written(target / folder.TEXT_MODEL) as part:
             part.write_bytes(text_model.read_bytes())
     if options.verify:
-        for job in jobs:
-            verify_part(target, job.one.part)
-            say(f"{job.one.part}: read again, every file has the hash that was written")
+        for part in [*(job.one.part for job in jobs), *([speaker.NAME] if voices else [])]:
+            verify_part(target, part)
+            say(f"{part}: read again, every file has the hash that was written")
     _finish(target, system, say)
     return accounts
 
@@ -252,6 +260,8 @@ def _finish(target: Path, system: SystemConfig, say: Say) -> None:
     if absent:
         say(f"{target}: still to import: {', '.join(absent)}; {folder.CONFIG} is written when they are there")
         return
+    voices = read_record(target, speaker.NAME)
+    records |= {speaker.NAME: voices} if voices else {}
     provenance = {p: {"from": r["from"], "sha256": r["sha256"]} for p, r in records.items()}
     folder.write_config(target, system, provenance={"version": __version__, "imported": provenance})
     say(f"{target}: whole, `aqaa ask --model {target}` answers with it")

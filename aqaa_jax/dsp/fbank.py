@@ -3,7 +3,8 @@
 A waveform at 16 kHz gives log filter-bank frames every 10 ms (25 ms Hamming window); seven of them, every six, are
 stacked into one 60 ms frame (low frame rate, LFR). Not librosa: Kaldi's triangles are linear in mel, not in hertz,
 and it removes each frame's mean and pre-emphasises inside the frame (Kaldi ``feat/feature-fbank``; the published
-front end is FunASR ``WavFrontendOnline`` over ``torchaudio.compliance.kaldi.fbank``).
+front end is FunASR ``WavFrontendOnline`` over ``torchaudio.compliance.kaldi.fbank``). ``log_energies`` is the bank
+itself, which the speaker encoder also reads.
 """
 
 from __future__ import annotations
@@ -37,27 +38,45 @@ def fbank(
     ``noise_TW`` is the dither: added to each frame (16-bit units) before its mean is removed; upstream draws a
     standard normal of deviation ``dither``.
     """
-    window, hop, _ = sizes(config)
-    if len(wav_W) < window:
-        return np.zeros((0, config.num_mels), np.float32)
     scaled = np.asarray(wav_W, np.float32) * np.float32(SCALE)
-    frames_TW = np.lib.stride_tricks.sliding_window_view(scaled, window)[::hop]
+    return log_energies(scaled, config.sample_rate, config.num_mels, noise_TW=noise_TW)
+
+
+def log_energies(
+    wav_W: Float[np.ndarray, "W"],
+    sample_rate: int,
+    num_mels: int,
+    *,
+    povey: bool = False,
+    noise_TW: Float[np.ndarray, "T win"] | None = None,
+) -> Float[np.ndarray, "T M"]:
+    """Kaldi's log-mel energies of all whole frames, in the units of ``wav_W``; the window is Hamming, or ``povey``."""
+    window, hop = round(WINDOW_SECONDS * sample_rate), round(HOP_SECONDS * sample_rate)
+    if len(wav_W) < window:
+        return np.zeros((0, num_mels), np.float32)
+    frames_TW = np.lib.stride_tricks.sliding_window_view(np.asarray(wav_W, np.float32), window)[::hop]
     frames_TW = frames_TW.copy() if noise_TW is None else frames_TW + noise_TW[: len(frames_TW)].astype(np.float32)
     frames_TW -= frames_TW.mean(axis=1, keepdims=True)
     # The sample before the first one counts as the first one.
     previous_TW = np.concatenate([frames_TW[:, :1], frames_TW[:, :-1]], axis=1)
     frames_TW -= np.float32(PRE_EMPHASIS) * previous_TW
-    frames_TW *= _hamming(window)
+    frames_TW *= _povey(window) if povey else _hamming(window)
     size = 1 << (window - 1).bit_length()
     spectrum_TF = np.fft.rfft(frames_TW, n=size, axis=1)
     power_TF = np.square(spectrum_TF.real) + np.square(spectrum_TF.imag)
-    energy_TM = power_TF.astype(np.float32) @ kaldi_filters(config.sample_rate, size, config.num_mels)
+    energy_TM = power_TF.astype(np.float32) @ kaldi_filters(sample_rate, size, num_mels)
     return np.log(np.maximum(energy_TM, np.float32(FLOOR)))
 
 
 @functools.lru_cache(maxsize=4)
 def _hamming(size: int) -> np.ndarray:
     return (0.54 - 0.46 * np.cos(2 * np.pi * np.arange(size) / (size - 1))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _povey(size: int) -> np.ndarray:
+    """Kaldi's own window: a Hann window to the power of 0.85, so that it reaches zero."""
+    return ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))) ** 0.85).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,12 +13,14 @@ import numpy as np
 
 from aqaa_jax.config import SamplingConfig
 from aqaa_jax.dsp import wav as wavs
+from aqaa_jax.inference import voice as voices
 from aqaa_jax.inference.generate import generate
 from aqaa_jax.inference.system import System, load_system
+from aqaa_jax.inference.voice import Voice
 from aqaa_jax.tokens import interleave, prompt
 from aqaa_jax.tokens.vocab import EOT
 
-Question = str | Path | np.ndarray
+Recording = str | Path | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,49 +72,85 @@ class Aqaa:
         return cls(system._replace(decoder=system.decoder.int8()) if int8 else system)
 
     @overload
-    def ask(self, question: Question, *, sample_rate: int | None = None, **options) -> Answer: ...
+    def ask(self, question: Recording, *, sample_rate: int | None = None, **options) -> Answer: ...
     @overload
-    def ask(self, question: Sequence[Question], *, sample_rate: int | None = None, **options) -> list[Answer]: ...
-    def ask(self, question, *, sample_rate=None, seed=0, transcript_first=False, sampling=None, speak=True):
+    def ask(self, question: Sequence[Recording], *, sample_rate: int | None = None, **options) -> list[Answer]: ...
+    def ask(
+        self,
+        question,
+        *,
+        sample_rate=None,
+        seed=0,
+        transcript_first=False,
+        sampling=None,
+        speak=True,
+        voice=None,
+        voice_text="",
+    ):
         """Answer a wav file, a float array (with ``sample_rate``), or a list of either (batched).
 
         ``transcript_first`` lets the model write down the question before it answers (not how AQAA answers; an
-        option). ``speak=False`` leaves out the vocoder. The same ``seed`` gives the same answer.
+        option). ``speak=False`` leaves out the vocoder. The same ``seed`` gives the same answer. ``voice`` (a wav file,
+        an array at ``sample_rate``, or what ``voice()`` gave) is the voice to answer in, ``voice_text`` what it says.
         Raises ``ValueError`` or ``FileNotFoundError`` naming the input and what is wrong with it.
         """
         many = isinstance(question, (list, tuple))
         sampling = self.system.config.sampling if sampling is None else sampling
-        loaded = [self._read(q, sample_rate, i) for i, q in enumerate(question if many else [question])]
+        loaded = [self._read(q, sample_rate, f"array {i}") for i, q in enumerate(question if many else [question])]
+        if voice is not None and not isinstance(voice, Voice):
+            voice = self.voice(voice, sample_rate=sample_rate, text=voice_text)
+        elif voice_text:
+            raise ValueError(f"the voice text {voice_text!r} has no recording; expected one beside it as voice")
         task = "transcript_first" if transcript_first else "aqtaa"
-        answers = self._answer(loaded, seed, task, sampling, speak)
+        answers = self._answer(loaded, seed, task, sampling, speak, voice)
         return answers if many else answers[0]
 
-    def _read(self, question: Question, sample_rate: int | None, index: int) -> tuple[np.ndarray, int]:
-        if isinstance(question, (str, Path)):
-            wav, rate = wavs.read(question)
-            name = str(question)
+    def voice(self, recording: Recording, *, sample_rate: int | None = None, text: str = "") -> Voice:
+        """The voice of a wav file or a float array (with ``sample_rate``) of at most 30 s, for any number of answers.
+
+        The vocoder goes on in this voice. With ``text``, what is said in the recording, the decoder hears it too: as an
+        exchange before the question. Where the model folder holds ``campplus.onnx`` the speaker vector comes from it
+        (needs the extra ``[voice]``), otherwise it is zero, with a warning. Raises ``ValueError`` for a model trained
+        without voice prompts (as the shipped one), or naming the recording and what is wrong with it.
+        """
+        voices.check_follows(self.system.config)
+        wav, rate = self._read(recording, sample_rate, "voice array", voices.MAX_SECONDS)
+        (ids,) = self.hear([wav], rate, trim=True)
+        return voices.make_voice(self.system, ids, wav, rate, text.strip())
+
+    def _read(
+        self, recording: Recording, sample_rate: int | None, name: str, max_seconds: float = wavs.MAX_SECONDS
+    ) -> tuple[np.ndarray, int]:
+        if isinstance(recording, (str, Path)):
+            wav, rate = wavs.read(recording)
+            name = str(recording)
         else:
             if sample_rate is None:
                 raise ValueError("an array needs its sample_rate")
-            wav, rate, name = np.asarray(question, np.float32), int(sample_rate), f"array {index}"
+            wav, rate = np.asarray(recording, np.float32), int(sample_rate)
             wav = wav.mean(axis=-1) if wav.ndim == 2 else wav
-        wavs.check_question(wav, rate, name)
+        wavs.check_question(wav, rate, name, max_seconds=max_seconds)
         return wav, rate
 
-    def hear(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
-        """Woven audio ids of waveforms, as they stand in a prompt."""
+    def hear(self, waveforms: Sequence[np.ndarray], sample_rate: int, *, trim: bool | None = None) -> list[np.ndarray]:
+        """Woven audio ids of waveforms, as they stand in a prompt; ``trim`` as in ``DualTokenizer.prepare``."""
         system = self.system
-        codes = system.tokenizer.encode(list(waveforms), sample_rate)
+        codes = system.tokenizer.encode(list(waveforms), sample_rate, trim=trim)
         return [interleave.weave_audio(c.linguistic, c.semantic, system.vocab) for c in codes]
 
     def respond(
-        self, task: str, contents: Sequence[np.ndarray | str], *, seed: int = 0, sampling: SamplingConfig | None = None
+        self,
+        task: str,
+        contents: Sequence[np.ndarray | str],
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        history: Sequence[prompt.Turn] = (),
     ) -> list[Response]:
-        """Run any task of ``tokens.prompt.TASK_IDS`` on audio ids or text, batched."""
+        """Run any task of ``tokens.prompt.TASK_IDS`` on audio ids or text, batched, each after the same ``history``."""
         system = self.system
-        prompts = [
-            prompt.task_prompt(task, content, system.text, system=system.config.system_prompt) for content in contents
-        ]
+        first = system.config.system_prompt
+        prompts = [prompt.task_prompt(task, c, system.text, system=first, history=history) for c in contents]
         key = jax.random.fold_in(jax.random.key(seed), 0)
         outputs = generate(system.decoder, prompts, sampling or system.config.sampling, stop_ids=(EOT,), key=key)
         return [self._parse(task, np.asarray(output.ids), output.stopped) for output in outputs]
@@ -130,13 +168,22 @@ class Aqaa:
             stopped=stopped,
         )
 
-    def speak(self, audio_tokens: Sequence[np.ndarray], *, seed: int = 0) -> list[np.ndarray]:
-        """Waveforms float32 at the vocoder's rate of woven audio tokens 0 ... 5,119."""
+    def speak(
+        self, audio_tokens: Sequence[np.ndarray], *, seed: int = 0, voice: Voice | None = None
+    ) -> list[np.ndarray]:
+        """Waveforms float32 at the vocoder's rate of woven audio tokens 0 ... 5,119, in ``voice`` if there is one."""
         key = jax.random.fold_in(jax.random.key(seed), 1)
-        return [np.asarray(w, np.float32) for w in self.system.vocoder.synthesize(list(audio_tokens), key=key)]
+        given = (voice.tokens, voice.mel, voice.speaker) if voice else ()
+        return [np.asarray(w, np.float32) for w in self.system.vocoder.synthesize(list(audio_tokens), *given, key=key)]
 
     def _answer(
-        self, questions: list[tuple[np.ndarray, int]], seed: int, task: str, sampling: SamplingConfig, speak: bool
+        self,
+        questions: list[tuple[np.ndarray, int]],
+        seed: int,
+        task: str,
+        sampling: SamplingConfig,
+        speak: bool,
+        voice: Voice | None,
     ) -> list[Answer]:
         rate, timings = self.system.config.tokenizer.linguistic.sample_rate, {}
         clock = time.perf_counter()
@@ -144,12 +191,13 @@ class Aqaa:
         timings["hear"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
-        responses = self.respond(task, audio, seed=seed, sampling=sampling)
+        history = voice.history if voice else ()
+        responses = self.respond(task, audio, seed=seed, sampling=sampling, history=history)
         timings["think"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
         silence = [np.zeros(0, np.float32)] * len(responses)
-        speech = self.speak([r.audio_tokens for r in responses], seed=seed) if speak else silence
+        speech = self.speak([r.audio_tokens for r in responses], seed=seed, voice=voice) if speak else silence
         timings["speak"] = time.perf_counter() - clock
         return [
             Answer(

@@ -27,6 +27,7 @@ class System(NamedTuple):
     tokenizer: DualTokenizer
     decoder: Decoder
     vocoder: Vocoder
+    speaker_model: Path | None = None  # the ONNX file that gives speaker vectors, where the folder has one
 
 
 def shipped_folder() -> Path:
@@ -48,6 +49,7 @@ def load_system(directory: str | Path | None = None) -> System:
         name: folder.read_part(directory, name, abstract(config, name)) for name in builders(config)
     }
     vocab = Vocab(config.vocab)
+    speaker_model = directory / folder.SPEAKER_MODEL
     return System(
         config=config,
         vocab=vocab,
@@ -55,4 +57,5 @@ def load_system(directory: str | Path | None = None) -> System:
         tokenizer=DualTokenizer.of(config.tokenizer, parts["linguistic"], parts["semantic"]),
         decoder=parts["decoder"],
         vocoder=Vocoder.of(config.vocoder, parts["flow"], parts["hift"]),
+        speaker_model=speaker_model if speaker_model.is_file() else None,
     )

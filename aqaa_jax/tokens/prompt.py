@@ -108,6 +108,15 @@ def tts_prompt(
     return [*ids, BOT, *human, *wanted, EOT, BOT, *assistant]
 
 
+def voice_turns(prompt_text: str, prompt_audio: ArrayLike) -> tuple[Turn, Turn]:
+    """A voice prompt as a past exchange, as ``tts_prompt`` has it: the text asked for, and the audio that spoke it.
+
+    For the history of ``task_prompt`` or ``chat_prompt``: the decoder then goes on speaking in that voice. No paper
+    says how AQAA would be given one.
+    """
+    return Turn("human", prompt_text), Turn("assistant", as_ids(prompt_audio))
+
+
 def leading_tag(target: str) -> str:
     """The tag of ``（高兴1）text`` or ``(RAP)text``, or an empty string."""
     match = _LEADING_TAG.match(target)

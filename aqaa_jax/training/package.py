@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from aqaa_jax import atomic
 from aqaa_jax.checkpoint.files import load_model
-from aqaa_jax.checkpoint.folder import TEXT_MODEL, write_folder
+from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, TEXT_MODEL, write_folder
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
+from aqaa_jax.training import start
 from aqaa_jax.training.config import RecipeConfig
-from aqaa_jax.training.start import origin
 from aqaa_jax.version import __version__
 
 TABLES = ("embedding.table",)  # of decoder and flow: a third of the weights, and the least sensitive
@@ -46,6 +48,10 @@ def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> 
     parameters = sum(leaf.size for part in parts.values() for leaf in jax.tree.leaves(part))
     spent = {p.parent.name: json.loads(p.read_text()) for p in sorted(run_dir.glob("*/done.json"))}
     folder, command = run_dir / "model", f"aqaa train --config=configs/pocket.py:{recipe.name}"
+    speaker = run_dir / start.FOLDER / SPEAKER_MODEL
+    if speaker.is_file():
+        with atomic.written(folder / SPEAKER_MODEL) as part:
+            shutil.copyfile(speaker, part)
     write_folder(
         folder,
         c,
@@ -57,7 +63,7 @@ def package(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> 
             "command": command,
             "recipe": {k: v for k, v in to_dict(recipe).items() if k != "system"},
             "stages": spent,
-            "start": origin(recipe),
+            "start": start.origin(recipe),
         },
         dtype=jnp.float16,
         tables=TABLES,

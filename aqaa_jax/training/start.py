@@ -11,12 +11,12 @@ from typing import Any
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import shards
 from aqaa_jax.checkpoint.files import load_model, write_json
-from aqaa_jax.checkpoint.folder import CONFIG, TEXT_MODEL, read_config
+from aqaa_jax.checkpoint.folder import CONFIG, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
 
-FOLDER = "start"  # of a stage: the weights it goes on from
+FOLDER = "start"  # of a stage: the weights it goes on from; of the run: what no stage trains
 TRAINED_BY = {"decoder": "sft"}  # the stage that trains a part on, where it has another name
 KEPT_AS = {"decoder": "pretrain"}  # the stage whose result a kept part stands for, where it has another name
 SHAPED = ("tokenizer", "vocab", "decoder", "vocoder", "weave")  # what recipe and folder must agree on
@@ -43,6 +43,8 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
             f"stage {stuck[0]!r} cannot go on from a model folder; leave it out of the stages or the start empty"
         )
     _bring(folder / TEXT_MODEL, run_dir / "corpus")
+    if (folder / SPEAKER_MODEL).is_file():
+        _bring(folder / SPEAKER_MODEL, run_dir / FOLDER)
     for name in builders(recipe.system):
         stage = TRAINED_BY.get(name, name)
         kept = stage not in recipe.stages

@@ -1,6 +1,7 @@
 """Bad input to ``aqaa ask``: one line naming the file and the problem, exit code 2, no answer file."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -48,8 +49,6 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_recordings(name, tmp_path, capsys):
-    import re
-
     make, pattern = BAD_FILES[name]
     question = tmp_path / f"{name}.wav"
     make(question)
@@ -116,3 +115,36 @@ def test_an_output_folder_that_does_not_exist(tmp_path, capsys):
     soundfile.write(question, tone(1.0), RATE)
     assert main(["ask", str(question), "-o", str(tmp_path / "no" / "answer.wav")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def error_of(arguments, capsys):
+    """The one line that ``aqaa ask`` prints when it refuses ``arguments``, before loading anything."""
+    assert main(["ask", *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_voices_that_cannot_be_followed(tmp_path, capsys):
+    question, prompt, folder = tmp_path / "q.wav", tmp_path / "prompt.wav", tmp_path / "model"
+    for path, seconds in ((question, 1.0), (prompt, 31.0)):
+        soundfile.write(path, tone(seconds), RATE)
+    asked = [question, "-o", tmp_path / "answer.wav"]
+    line = error_of([*asked, "--voice", prompt], capsys)
+    assert "'pocket' cannot follow a voice prompt" in line and "prompt_probability is 0" in line
+    assert "expected --voice PROMPT.wav" in error_of([*asked, "--voice-text", "hello"], capsys)
+    folder.mkdir()
+    values = json.loads((shipped_folder() / "config.json").read_text())
+    values["system"]["vocoder"]["flow"]["prompt_probability"] = 0.5
+    (folder / "config.json").write_text(json.dumps(values))  # nothing else: the prompt is checked first
+    asked += ["--model", folder]
+    assert f"{prompt}: 31.0 s of audio is too long; expected at most 30 s" in error_of(
+        [*asked, "--voice", prompt], capsys
+    )
+    for name, (make, pattern) in BAD_FILES.items():
+        if name == "long":
+            continue
+        bad = tmp_path / f"{name}_voice.wav"
+        make(bad)
+        line = error_of([*asked, "--voice", bad], capsys)
+        assert bad.name in line and re.search(pattern, line), line
+    assert not (tmp_path / "answer.wav").exists()

@@ -1,5 +1,7 @@
 """The filter bank and its front end: streamed = offline, counts, dither."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,13 @@ def test_filters_cover_each_frequency_once():
 
 def test_silence_is_the_floor():
     assert np.allclose(fbank.fbank(np.zeros(800, np.float32), CONFIG), np.log(fbank.FLOOR))
+
+
+def test_povey_window_gives_torchaudios_filter_bank(golden):
+    """The file holds ``torchaudio.compliance.kaldi.fbank`` (2.11) of this piece: defaults, 80 bins, no dither."""
+    wav = golden("audio/waveforms.npz")["speech"][4000:13600]
+    expected = np.load(Path(__file__).parent / "data" / "povey_fbank.npz")["fbank"]
+    got = fbank.log_energies(wav, 16000, 80, povey=True)
+    assert got.shape == expected.shape == (58, 80) and expected.min() == np.float32(np.log(fbank.FLOOR))
+    np.testing.assert_allclose(got, expected, atol=3e-4)
+    assert np.abs(fbank.log_energies(wav, 16000, 80) - expected).max() > 0.1  # another window is another bank

@@ -78,6 +78,17 @@ def test_tts_prompt_of_letters():
         assert p.tts_prompt("hi", "said", AUDIO, TEXT, bos=bos) == expected
 
 
+def test_a_voice_in_the_history_is_that_of_the_tts_prompt():
+    """Past exchange and question of ``tts_prompt``, where nothing marks the start of an encoded piece."""
+
+    class Plain(Letters):
+        def encode(self, text, *, bos=False):
+            return [BOS] * bos + self.encode_span(text)
+
+    turns = [Turn("system", p.tts_system("hi")), *p.voice_turns("said", AUDIO), Turn("human", "hi")]
+    assert p.chat_prompt(turns, Plain()) == p.tts_prompt("hi", "said", AUDIO, Plain(), bos=False)
+
+
 def test_tags_choose_the_system_prompt():
     assert [p.leading_tag(t) for t in ("(RAP)yo", "（高兴1）x", "（RAP)x", "x(RAP)", "()x", "((a)x", "(a\nb)", "")] == [
         "RAP",

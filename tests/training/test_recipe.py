@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from aqaa_jax.checkpoint.folder import read_part
+from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, read_config, read_part
 from aqaa_jax.config import from_dict
 from aqaa_jax.inference.answer import Aqaa
 from aqaa_jax.parts import abstract
 from aqaa_jax.training import recipe
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.corpus import text_tokenizer
+from aqaa_jax.training.package import package
 from aqaa_jax.training.recipe import run_recipe
-from aqaa_jax.training.start import started
+from aqaa_jax.training.start import FOLDER, started
 
 
 def pocket(variant: str, **changes) -> RecipeConfig:
@@ -86,6 +88,19 @@ def test_a_run_can_begin_from_a_model_folder(tmp_path):
         assert not (tmp_path / stage / "done.json").exists()
     assert started(more, tmp_path, "flow", "flow") is None
     assert text_tokenizer(more, tmp_path).encode_span("seven") == Aqaa.load().system.text.encode_span("seven")
+
+
+def test_the_speaker_network_of_the_folder_goes_into_the_new_one(tmp_path):
+    folder, run = tmp_path / "folder", tmp_path / "run"
+    shutil.copytree(SHIPPED, folder)
+    (folder / SPEAKER_MODEL).write_bytes(b"a network")
+    more = pocket("more", start=str(folder))
+    run_recipe(more, run, only=[])
+    for part, stage in (("decoder", "sft"), ("hift", "hift")):  # as if trained on
+        shutil.copy(run / stage / FOLDER / f"{part}.safetensors", run / stage)
+    package(more, run, print)
+    assert (run / "model" / SPEAKER_MODEL).read_bytes() == b"a network"
+    assert read_config(run / "model") == more.system
 
 
 def test_a_folder_of_another_size_cannot_begin_a_run(tmp_path):
