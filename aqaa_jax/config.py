@@ -248,6 +248,7 @@ class SamplingConfig:
     repetition_window: int = 0  # 0: off; published TTS value 10
     repetition_threshold: float = 0.1
     max_new_tokens: int = 2048
+    hold_pattern: bool = False  # spoken answers can only take the form of ``WeaveConfig`` (inference/pattern.py)
 
 
 @dataclass(frozen=True)

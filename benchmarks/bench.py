@@ -15,6 +15,8 @@ from pathlib import Path
 
 from items import ITEMS
 
+from aqaa_jax.atomic import write_json
+
 HERE = Path(__file__).parent
 
 
@@ -38,7 +40,7 @@ def main() -> None:
         parser.error(f"unknown items {', '.join(sorted(unknown))}; expected some of {', '.join(ITEMS)}")
     print(f"{os.cpu_count()} CPU cores; per second of audio, or per token\n")
     heads = ("ours wall", "peer wall", "ratio", "ours CPU", "peer CPU", "ratio", "aim")
-    print(f"{'item':12}" + "".join(f"{head:>11}" for head in heads))
+    print(f"{'item':15}" + "".join(f"{head:>11}" for head in heads))
     report = {}
     for item in chosen:
         what, unit, amount, wanted = ITEMS[item]
@@ -47,16 +49,12 @@ def main() -> None:
         row += [ours["cpu_seconds"] / amount, peer["cpu_seconds"] / amount]
         wall, cpu = row[1] / row[0], row[3] / row[2]
         shown = (*row[:2], wall, *row[2:], cpu, wanted)
-        print(f"{item:12}" + "".join(f"{value:11.4f}" for value in shown), flush=True)
+        print(f"{item:15}" + "".join(f"{value:11.4f}" for value in shown), flush=True)
         names = ("ours_wall", "peer_wall", "ours_cpu", "peer_cpu")
         report[item] = {"what": what, "per": unit, **dict(zip(names, row, strict=True)), "wall_ratio": wall}
         report[item] |= {"cpu_ratio": cpu, "wanted": wanted}
-    path = Path(args.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    part.replace(path)
-    print(f"\nfigures in {path}")
+    write_json(args.json, report)
+    print(f"\nfigures in {args.json}")
 
 
 if __name__ == "__main__":

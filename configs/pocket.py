@@ -81,7 +81,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
                     },
                     "hift": {"channels": 64, "f0_channels": 64},
                 },
-                "sampling": {"temperature": 0.0, "max_new_tokens": 400},
+                "sampling": {"temperature": 0.0, "max_new_tokens": 400, "hold_pattern": True},
             },
             "text_pieces": 1000,  # most words of the domain whole
             "corpus": {"codec_utterances": 6000, "voice_utterances": 1500, "questions": 24000},

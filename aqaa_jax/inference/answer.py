@@ -15,6 +15,7 @@ from aqaa_jax.config import SamplingConfig
 from aqaa_jax.dsp import wav as wavs
 from aqaa_jax.inference import voice as voices
 from aqaa_jax.inference.generate import generate
+from aqaa_jax.inference.pattern import pattern
 from aqaa_jax.inference.system import System, load_system
 from aqaa_jax.inference.voice import Voice
 from aqaa_jax.tokens import interleave, prompt
@@ -152,7 +153,10 @@ class Aqaa:
         first = system.config.system_prompt
         prompts = [prompt.task_prompt(task, c, system.text, system=first, history=history) for c in contents]
         key = jax.random.fold_in(jax.random.key(seed), 0)
-        outputs = generate(system.decoder, prompts, sampling or system.config.sampling, stop_ids=(EOT,), key=key)
+        sampling = system.config.sampling if sampling is None else sampling
+        held = sampling.hold_pattern and task in ("aqtaa", "tqtaa")
+        constraint = pattern(system.config.vocab, system.config.weave) if held else None
+        outputs = generate(system.decoder, prompts, sampling, stop_ids=(EOT,), key=key, constraint=constraint)
         return [self._parse(task, np.asarray(output.ids), output.stopped) for output in outputs]
 
     def _parse(self, task: str, ids: np.ndarray, stopped: bool) -> Response:

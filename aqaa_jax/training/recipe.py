@@ -41,6 +41,8 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
     for name in [*(only or ()), *recipe.stages]:
         if name not in STAGES:
             raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(STAGES)}")
+        if name not in recipe.stages:
+            raise ValueError(f"stage {name!r} is not one of this recipe, which has {', '.join(recipe.stages)}")
     run_dir.mkdir(parents=True, exist_ok=True)
     _same_recipe(recipe, run_dir)
     if recipe.start:

@@ -49,6 +49,8 @@ def test_smoke_recipe_ends_in_a_model_that_answers(tmp_path, capsys):
 def test_unknown_stage_and_changed_recipe_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown stage 'nonsense'"):
         run_recipe(smoke(), tmp_path, only=["nonsense"])
+    with pytest.raises(ValueError, match="stage 'flow' is not one of this recipe, which has hift, sft"):
+        run_recipe(smoke(stages=["hift", "sft"]), tmp_path, only=["flow"])
     run_recipe(smoke(stages=()), tmp_path)
     (tmp_path / "corpus").mkdir()
     changed = smoke(stages=(), corpus={"seed": 5})
