@@ -44,7 +44,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "start": "",
             "stages": STAGES,
             "system": {
-                "name": arg,
+                "name": "pocket" if arg == "more" else arg,
                 "tokenizer": {
                     "linguistic": {"embed": 160, "heads": 4, "mlp": 512, "layers": 5, "codes": 1024},
                     "semantic": {"embed": 160, "heads": 4, "mlp": 640, "layers": 3, "codes": 4096},
