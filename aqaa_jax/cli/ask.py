@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--voice", metavar="PROMPT.wav", help=VOICE_HELP)
     p.add_argument("--voice-text", default="", metavar="TEXT", help=VOICE_TEXT_HELP)
     p.add_argument("--transcript-first", action="store_true", help="let the model write down the question first")
-    p.add_argument("--int8", action="store_true", help="round the decoder's matrices to int8: faster if it is large")
+    p.add_argument("--int8", action="store_true", help="round the decoder's matrices to int8: a quarter of the memory")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default 0)")
     p.add_argument("--json", action="store_true", help="print text, paths, durations and timings as JSON")
     return p

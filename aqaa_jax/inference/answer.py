@@ -67,7 +67,7 @@ class Aqaa:
     def load(cls, model: str | Path | None = None, *, int8: bool = False) -> Aqaa:
         """Load a model folder; raises ``FileNotFoundError`` or ``ValueError`` naming file and tensor.
 
-        ``int8`` rounds the decoder's matrices to int8: a large decoder answers faster, most of all on a CPU.
+        ``int8`` rounds the decoder's matrices to int8, a quarter of float32.
         """
         system = load_system(model)
         return cls(system._replace(decoder=system.decoder.int8()) if int8 else system)
