@@ -9,7 +9,6 @@ or two at a size that learns nothing, for tests.
 
 from ml_collections import ConfigDict
 
-STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain", "sft", "package")
 TEXT_VOCAB = 1024  # ids below the first audio id: control 0-67, bytes and text pieces
 
 
@@ -42,7 +41,6 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         {
             "name": arg,
             "start": "",
-            "stages": STAGES,
             "system": {
                 "name": "pocket" if arg == "more" else arg,
                 "tokenizer": {

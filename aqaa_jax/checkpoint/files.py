@@ -14,7 +14,6 @@ from flax import nnx
 from safetensors.flax import save_file as _save_file
 
 from aqaa_jax import atomic
-from aqaa_jax.atomic import write_json as write_json  # callers find it here too
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import check_weights, layer_name, named_weights, with_weights
 

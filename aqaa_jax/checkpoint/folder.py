@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from aqaa_jax.checkpoint.files import load_model, save_model, write_json
+from aqaa_jax.atomic import write_json
+from aqaa_jax.checkpoint.files import load_model, save_model
 from aqaa_jax.config import SystemConfig, from_dict, to_dict
 
 Part = TypeVar("Part", bound=nnx.Module)

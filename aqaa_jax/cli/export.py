@@ -56,23 +56,18 @@ def run(argv: list[str]) -> int:
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     parts = tuple(part.strip() for part in args.parts.split(",") if part.strip())
     source = shipped_folder() if args.checkpoint == SHIPPED else args.checkpoint
-    try:
-        if export_checkpoint.is_checkpoint(source):
-            if parts:
-                raise ValueError(f"--parts: {source} is the checkpoint of one part; expected no such option")
-            export_checkpoint.run(
-                source, args.folder, step=args.step, dtype=args.dtype, dry_run=args.dry_run, check=args.verify, say=say
-            )
-        else:
-            planned = export.plan(source, parts, args.dtype or "bfloat16")
-            print(export.report(planned, args.folder))
-            if not args.dry_run:
-                export.write(planned, args.folder, max_bytes=math.ceil(args.shard_gb * 1e9), say=say)
-                if args.verify:
-                    print(f"verified {export.verify(planned, args.folder, say=say)} tensors in {args.folder}")
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
-            raise
-        raise ValueError(str(error)) from None  # a full disk, mostly: one line too
+    if export_checkpoint.is_checkpoint(source):
+        if parts:
+            raise ValueError(f"--parts: {source} is the checkpoint of one part; expected no such option")
+        export_checkpoint.run(
+            source, args.folder, step=args.step, dtype=args.dtype, dry_run=args.dry_run, check=args.verify, say=say
+        )
+    else:
+        planned = export.plan(source, parts, args.dtype or "bfloat16")
+        print(export.report(planned, args.folder))
+        if not args.dry_run:
+            export.write(planned, args.folder, max_bytes=math.ceil(args.shard_gb * 1e9), say=say)
+            if args.verify:
+                print(f"verified {export.verify(planned, args.folder, say=say)} tensors in {args.folder}")
     say(f"peak resident memory {peak_memory() / 1e9:.2f} GB")
     return 0

@@ -76,12 +76,7 @@ def run(argv: list[str]) -> int:
         strategy=args.strategy,
     )
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    try:
-        import_folder(args.source, args.target, base, options, given=bool(args.config), say=say)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
-            raise
-        raise ValueError(str(error)) from None  # a full disk, mostly: one line too
+    import_folder(args.source, args.target, base, options, given=bool(args.config), say=say)
     say(f"peak resident memory {peak_memory() / 1e9:.2f} GB")
     return 0
 

@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.questions < 10:
         raise ValueError(f"--questions is {args.questions}; expected at least 10")
-    from aqaa_jax.checkpoint.files import write_json
+    from aqaa_jax.atomic import write_json
     from aqaa_jax.evaluation.pocket import PocketEvaluation, summary
     from aqaa_jax.inference.answer import Aqaa
 

@@ -20,7 +20,6 @@ from aqaa_jax.convert.layout import Entry
 from aqaa_jax.convert.readers import Lazy, Reader, in_memory, merged, open_weights
 from aqaa_jax.parts import abstract
 
-TEXT_MODEL = "tokenizer.model"
 S3_FILE = "speech_tokenizer_v1"
 S3_ONNX = f"{S3_FILE}.onnx"
 # What published files do not say: taken from the base config, never compared with it.

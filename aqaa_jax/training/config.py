@@ -95,14 +95,4 @@ class RecipeConfig:
     pretrain_mix: MixConfig = field(default_factory=MixConfig)
     sft: StageConfig = field(default_factory=StageConfig)
     sft_mix: MixConfig = field(default_factory=MixConfig)
-    stages: tuple[str, ...] = (
-        "corpus",
-        "linguistic",
-        "semantic",
-        "tokenize",
-        "flow",
-        "hift",
-        "pretrain",
-        "sft",
-        "package",
-    )
+    stages: tuple[str, ...] = STAGES

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqaa_jax.checkpoint.files import write_json
+from aqaa_jax.atomic import write_json
 from aqaa_jax.checkpoint.store import Store
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from aqaa_jax.checkpoint.files import write_json
+from aqaa_jax.atomic import write_json
 from aqaa_jax.config import to_dict
 from aqaa_jax.training import corpus, language, package, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig

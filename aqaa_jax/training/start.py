@@ -10,7 +10,7 @@ from typing import Any
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import shards
-from aqaa_jax.checkpoint.files import load_model, write_json
+from aqaa_jax.checkpoint.files import load_model
 from aqaa_jax.checkpoint.folder import CONFIG, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.config import to_dict
 from aqaa_jax.parts import abstract, builders
@@ -53,7 +53,7 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
         for file in [*shards.weight_files(folder, name), *([index] if index.is_file() else [])]:
             _bring(file, target)
         if kept:
-            write_json(target / "done.json", {"start": recipe.start})
+            atomic.write_json(target / "done.json", {"start": recipe.start})
 
 
 def origin(recipe: RecipeConfig) -> dict[str, Any]:
