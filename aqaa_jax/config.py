@@ -143,7 +143,7 @@ class DecoderConfig:
     alibi_slopes: tuple[float, ...] = ()  # one per head; empty: the published series (vLLM's step1 has this override)
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
-    remat: bool = False
+    remat: str = "none"  # what the backward pass finds saved: a policy of nn/remat.py
     scan: bool = True  # False: layers one by one; a few large programs, a fifth faster to train on a CPU
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.config import DecoderConfig
@@ -19,6 +20,7 @@ from aqaa_jax.nn.linear import Embedding
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
+from aqaa_jax.nn.remat import LAYER_INPUT, checkpointed
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
 from aqaa_jax.sharding.partition import constrain
@@ -117,13 +119,13 @@ class Decoder(nnx.Module):
         x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
         return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
 
-    def _over_layers(self, step: Any, carry: Any, remat: bool = False) -> tuple[Any, Any]:
+    def _over_layers(self, step: Any, carry: Any, remat: str = "none") -> tuple[Any, Any]:
         """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""
         layers = range(self.config.layers)
         if self.config.scan and not isinstance(self.blocks, nnx.List):
             return scan(step, carry, self.blocks, jnp.arange(self.config.layers), remat=remat)
         blocks = self.blocks if isinstance(self.blocks, nnx.List) else [_layer(self.blocks, i) for i in layers]
-        body = jax.checkpoint(step, static_argnums=2) if remat else step
+        body = checkpointed(step, remat, scanned=False)
         ys = []
         for layer in layers:
             carry, y = body(carry, blocks[layer], layer)
@@ -132,6 +134,7 @@ class Decoder(nnx.Module):
 
     def _blocks(self, x_BLD: jax.Array, distance_BLS: jax.Array, keep_inputs: bool = False) -> tuple[Any, Any]:
         def step(x_BLD, block, _):
+            x_BLD = checkpoint_name(x_BLD, LAYER_INPUT)
             return block(x_BLD, distance_BLS)[0], x_BLD if keep_inputs else None
 
         return self._over_layers(step, x_BLD, remat=self.config.remat)

@@ -23,6 +23,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
+    mu_dtype: str = ""  # of the first moment; empty: that of the weights, as the second moment always
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class StageConfig:
     batch: int = 32  # rows (speech stages) per step
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
+    head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 
 
 @dataclass(frozen=True)
