@@ -23,6 +23,7 @@ from aqaa_jax.nn.project import project
 from aqaa_jax.nn.remat import LAYER_INPUT, checkpointed
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
+from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -85,7 +86,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """The head: float32 logits of normed states, of all positions or of chosen ones."""
-        logits_BLV = project(hidden_BLD, self.head[...], out_dtype=jnp.float32)
+        logits_BLV = project(hidden_BLD, self.head, out_dtype=jnp.float32)
         return constrain(logits_BLV, BATCH, LENGTH, ACT_VOCAB)
 
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
@@ -116,7 +117,8 @@ class Decoder(nnx.Module):
         return copy
 
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:
-        x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
+        table_VD = gathered(self.embedding.table, self.config.dtype)
+        x_BLD = jnp.take(table_VD, tokens_BL, axis=0, mode="clip").astype(self.config.dtype)
         return constrain(x_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
 
     def _over_layers(self, step: Any, carry: Any, remat: str = "none") -> tuple[Any, Any]:

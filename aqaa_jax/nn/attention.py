@@ -95,13 +95,13 @@ class Attention(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], distance_BLS: Float[Array, "#B L S"], cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
-        q_BLNH = constrain(project(x_BLD, self.wq[...]), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        k_BSKH = constrain(project(x_BLD, self.wk[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
-        v_BSKH = constrain(project(x_BLD, self.wv[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        q_BLNH = constrain(project(x_BLD, self.wq), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        k_BSKH = constrain(project(x_BLD, self.wk), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        v_BSKH = constrain(project(x_BLD, self.wv), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
         if cache is not None:
             k, v = write_layer(cache.k, cache.v, cache.layer, cache.slots_BL, k_BSKH, v_BSKH)
             cache = cache._replace(k=k, v=v)
             k_BSKH, v_BSKH = (x[cache.layer].astype(x_BLD.dtype) for x in (k, v))
         out_BLNH = grouped_attention(q_BLNH, k_BSKH, v_BSKH, distance_BLS, self.slopes)
         out_BLNH = constrain(out_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        return project(out_BLNH, self.wo[...], in_axes=2), cache
+        return project(out_BLNH, self.wo, in_axes=2), cache

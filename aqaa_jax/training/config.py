@@ -36,6 +36,8 @@ class LoopConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
+    microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
+    by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
 
 

@@ -17,6 +17,7 @@ from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import target_log_probs
 from aqaa_jax.losses.masked import masked_sum_count
+from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
@@ -51,7 +52,8 @@ class LanguageStage:
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
         hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
-        log_probs_BK, right_BK = target_log_probs(hidden_BKD, model.head[...], batch["targets"], chunk=self.head_chunk)
+        head_DV = gathered(model.head, hidden_BKD.dtype)
+        log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=self.head_chunk)
         return answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
