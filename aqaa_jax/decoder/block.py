@@ -11,7 +11,7 @@ from aqaa_jax.nn.attention import Attention, CacheSlots
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import fan_in
-from aqaa_jax.sharding.axes import ACT_EMBED, BATCH, LENGTH
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, BATCH
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -43,6 +43,6 @@ class Block(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         attended_BLD, cache = self.attention(self.attention_norm(x_BLD), places, cache)
-        x_BLD = constrain(x_BLD + attended_BLD, BATCH, LENGTH, ACT_EMBED)
-        x_BLD = constrain(x_BLD + self.mlp(self.mlp_norm(x_BLD)), BATCH, LENGTH, ACT_EMBED)
+        x_BLD = constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
+        x_BLD = constrain(x_BLD + self.mlp(self.mlp_norm(x_BLD)), BATCH, ACT_LENGTH, ACT_EMBED)
         return x_BLD, cache

@@ -21,7 +21,7 @@ from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
 from aqaa_jax.nn.stack import scan, stack
-from aqaa_jax.sharding.axes import ACT_EMBED, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:
         x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
-        return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
+        return constrain(x_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
 
     def _places(self, tokens_BL: jax.Array, positions_BL: jax.Array | None, segment_ids_BL: jax.Array | None) -> Places:
         if positions_BL is None:
