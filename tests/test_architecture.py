@@ -22,6 +22,7 @@ FLOORS = (
     {"losses", "parts"},
     {"data"},
     {"training"},
+    {"plan"},
     {"inference", "convert", "evaluation", "serving"},
     {"cli"},
 )
