@@ -43,7 +43,8 @@ CHIPS: dict[str, Chip] = {
     # 28 %: the same count; heads of 128 fill half of a 256-wide MXU and the vector unit bounds.
     "v6e": Chip(
         "v6e", 918e12, 1.75e9, 31.25, 1638e9, 90e9, 2, 16, 12.5e9, 0.28, 1,
-        "estimated cycles of matrix products are pessimistic (8192^3: 2.98M against 2.26M in its bundles)", (_ICI, _DCN),
+        "estimated cycles of matrix products are pessimistic (8192^3: 2.98M against 2.26M in its bundles)",
+        (_ICI, _DCN),
     ),
     "tpu7x": Chip(
         "tpu7x", 1153.5e12, 2.2e9, 94.75, 3690e9, 100e9, 3, 4, 6.25e9, 0.28, 2,

@@ -65,7 +65,10 @@ class Program:
 
 
 def compile_step(job: Job, target: Topology) -> Program:
-    """Compile the step of ``job`` for ``target``. Raises ``DoesNotFit``, or ``ValueError`` for a mesh that does not fit."""
+    """Compile the step of ``job`` for ``target``.
+
+    Raises ``DoesNotFit``, or ``ValueError`` for a mesh that does not suit the devices or the shapes.
+    """
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     stage = LanguageStage(job.stage, job.decoder, job.vocab, cast(Any, None), cast(Any, None), seed=0)
     optimizer = make_optimizer(job.optimizer, steps=1000)

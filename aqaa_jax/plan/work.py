@@ -10,16 +10,17 @@ from typing import Any
 from aqaa_jax.plan.hlo import Computation, Module, Op
 
 HBM = 0
-_FREE = frozenset(
-    ["parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota"]
-)  # fmt: skip
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota"),
+}
 _SLICED = ("dynamic-slice", "slice", "gather")
 # Inside an asynchronous collective fusion: the transfer and what carries its buffers on. The links pay for those.
 _CARRIED = ("tuple", "custom-call", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def matmul_flops(module: Module, computation: Computation, op: Op) -> int:
-    """2 x multiply-adds of the products in ``op``, a fusion's inside included; padding and dilation holes not counted."""
+    """2 x multiply-adds of the products in ``op``, a fusion's inside included; padding and holes are not counted."""
     if op.opcode == "fusion":
         inside = module.computations[op.called("calls")[0]]
         return sum(matmul_flops(module, inside, inner) for inner in inside.ops.values())
@@ -125,12 +126,10 @@ def _convolution_flops(computation: Computation, op: Op) -> int:
     batch_groups = int(op.attribute("batch_group_count") or 1)
     window = _window(op.attribute("window"))
     spatial = sorted(label for label in out_labels if label.isdigit())
-    taps = [
-        _valid_taps(
-            image[d], kernel[d], out[d], *(window[key][i] if window[key] else default for key, default in _TAPS)
-        )
-        for i, d in enumerate(spatial)
-    ]
+    taps = []
+    for i, d in enumerate(spatial):
+        stride, pad, holes, dilation = (window[key][i] if window[key] else default for key, default in _TAPS)
+        taps.append(_valid_taps(image[d], kernel[d], out[d], stride, pad, holes, dilation))
     return 2 * out["b"] * out["f"] * kernel["i"] * math.prod(taps) // batch_groups
 
 
@@ -150,10 +149,8 @@ def _valid_taps(
     image: int, kernel: int, out: int, stride: int, pad: tuple[int, int], base_dilation: int, dilation: int
 ) -> int:
     """How many of ``out`` x ``kernel`` products meet a real value: no padding, no hole of a dilated image."""
-    if kernel == 1 or image == 1 == out:
-        # The common cases without the double loop.
-        if stride == 1 and pad == (0, 0) and base_dilation == 1:
-            return out * kernel
+    if kernel == 1 and stride == base_dilation == 1 and pad == (0, 0):
+        return out  # nearly always; without the double loop
     extent = (image - 1) * base_dilation + 1
     places = (o * stride + k * dilation - pad[0] for o, k in itertools.product(range(out), range(kernel)))
     return sum(0 <= place < extent and place % base_dilation == 0 for place in places)
