@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aqaa_jax/version.py").read_text()).group(1)
 
-# The TPU's compiler, for plans made without one. Pinned: later ones do not print asynchronous collectives with jax 0.10.
+# The TPU's compiler, for plans made without one. Pinned: with jax 0.10 later ones fail to print async collectives.
 LIBTPU = 'libtpu==0.0.42.1; platform_system=="Linux"'
 
 setup(
