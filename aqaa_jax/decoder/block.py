@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from aqaa_jax.config import DecoderConfig
+from aqaa_jax.kernels.places import Places
 from aqaa_jax.nn.attention import Attention, CacheSlots
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import fan_in
+from aqaa_jax.nn.remat import RESIDUAL
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, BATCH
 from aqaa_jax.sharding.partition import constrain
 
@@ -39,9 +42,9 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(c.embed, c.mlp, rngs=rngs, out_init=fan_in(scale=shrink), dtype=dtype)
 
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], distance_BLS: Float[Array, "#B L S"], cache: CacheSlots | None = None
+        self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
-        attended_BLD, cache = self.attention(self.attention_norm(x_BLD), distance_BLS, cache)
-        x_BLD = constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
+        attended_BLD, cache = self.attention(self.attention_norm(x_BLD), places, cache)
+        x_BLD = checkpoint_name(constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED), RESIDUAL)
         x_BLD = constrain(x_BLD + self.mlp(self.mlp_norm(x_BLD)), BATCH, ACT_LENGTH, ACT_EMBED)
         return x_BLD, cache
