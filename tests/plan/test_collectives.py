@@ -96,5 +96,5 @@ def test_permutation_and_network():
 
 
 def test_unknown_chip_is_refused():
-    with pytest.raises(ValueError, match="'v9'.*v5p"):
+    with pytest.raises(ValueError, match=r"'v9'.*v5p"):
         chip("v9")

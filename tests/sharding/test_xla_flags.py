@@ -45,7 +45,7 @@ def test_sets():
     assert xla_flags.compiler_options("") == {}
     assert xla_flags.digest(one) == xla_flags.digest(dict(reversed(one.items())))
     assert xla_flags.digest(one) != xla_flags.digest(one | {"xla_enable_async_all_gather": "false"})
-    with pytest.raises(ValueError, match="'v3'.*v5p"):
+    with pytest.raises(ValueError, match=r"'v3'.*v5p"):
         xla_flags.compiler_options("v3")
 
 
