@@ -74,27 +74,37 @@ def compile_step(job: Job, target: Topology) -> Program:
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     began = time.monotonic()
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
-        step, state = step_and_state(job)
+        step, init = step_and_init(job)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = step.lower(_placed(state, mesh, table), abstract_batch(job, mesh, table), _placed(key, mesh, table))
+        state = jax.eval_shape(init, key)
+        lowered = step.lower(placed(state, mesh, table), abstract_batch(job, mesh, table), placed(key, mesh, table))
         lowering, began = time.monotonic() - began, time.monotonic()
         compiled = compiled_or_reason(lowered, job.flags)
     return Program(compiled, mesh, lowering, time.monotonic() - began)
 
 
-def step_and_state(job: Job) -> tuple[Any, Any]:
-    """The jitted step of ``job``, the trainer's own, and the shapes of its state."""
+def placed_state(job: Job, target: Topology) -> list[jax.ShapeDtypeStruct]:
+    """The arrays of the state of ``job`` with their shardings; nothing is compiled."""
+    mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
+    return jax.tree.leaves(
+        placed(jax.eval_shape(step_and_init(job)[1], jax.eval_shape(lambda: jax.random.key(0))), mesh, table)
+    )
+
+
+def stage_of(job: Job) -> LanguageStage:
+    """The stage of ``job``, as the trainer makes it but without examples. Raises ``ValueError`` for an unknown one."""
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
-    c = job.config
     nothing = cast(Any, None)  # the loss reads neither examples nor their plan
-    stage = LanguageStage(job.stage, job.decoder, job.vocab, nothing, nothing, seed=0, head_chunk=c.head_chunk)
-    optimizer = make_optimizer(c.optimizer, c.loop.steps)
-    step = make_train_step(
-        stage.loss, stage.weights, optimizer, microbatches=c.loop.microbatches, by_rows=c.loop.by_rows
-    )
-    model = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
-    return step, jax.eval_shape(lambda m: init_state(m, optimizer, ema=c.loop.ema_decay > 0), model)
+    return LanguageStage(job.stage, job.decoder, job.vocab, nothing, nothing, seed=0, head_chunk=job.config.head_chunk)
+
+
+def step_and_init(job: Job) -> tuple[Any, Any]:
+    """The jitted step of ``job``, the trainer's own, and what makes its first state from a key."""
+    stage, loop = stage_of(job), job.config.loop
+    optimizer = make_optimizer(job.config.optimizer, loop.steps)
+    step = make_train_step(stage.loss, stage.weights, optimizer, microbatches=loop.microbatches, by_rows=loop.by_rows)
+    return step, lambda key: init_state(stage.init(key), optimizer, ema=loop.ema_decay > 0)
 
 
 def compiled_or_reason(lowered: Any, flags: Mapping[str, str]) -> Any:
@@ -113,7 +123,7 @@ def _gib(number: str, unit: str) -> float:
     return float(number) * {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}[unit]
 
 
-def _placed(tree: Any, mesh: Mesh, table: rules.Rules) -> Any:
+def placed(tree: Any, mesh: Mesh, table: rules.Rules) -> Any:
     """Shapes with the shardings of their declared axes; what declares none is on every device."""
 
     def one(leaf: Any) -> Any:
