@@ -14,6 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.kernels.blocked import blocked_attention
+from aqaa_jax.kernels.context import with_all_keys
+from aqaa_jax.kernels.flash import flash_attention
 from aqaa_jax.kernels.places import SMALLEST_SLOPE, Places
 from aqaa_jax.nn.alibi import alibi_slopes, causal_distance
 from aqaa_jax.nn.kv_cache import write_layer
@@ -29,9 +31,9 @@ from aqaa_jax.sharding.axes import (
     KV_HEADS,
     LENGTH,
 )
-from aqaa_jax.sharding.partition import constrain
+from aqaa_jax.sharding.partition import constrain, device, per_shard
 
-ATTENTIONS = ("auto", "reference", "blocked")
+ATTENTIONS = ("auto", "reference", "blocked", "flash")
 SHORT = 2048**2  # pairs of a query and a key up to which the array of all logits is the fastest way off a TPU
 
 
@@ -53,13 +55,14 @@ def places_of(
 ) -> Places:
     """The ``Places`` of one step, shared by all layers, for ``attention`` (a ``DecoderConfig.attention``).
 
-    "auto" is "reference" for short rows and "blocked" for long ones. Raises ``ValueError`` for an unknown name.
+    "auto" is "flash" on a TPU; elsewhere "reference" for short rows and "blocked" for long ones.
+    Raises ``ValueError`` for an unknown name.
     """
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}; expected one of {', '.join(ATTENTIONS)}")
     if attention == "auto":
         short = query_positions_BL.shape[1] * key_positions_BS.shape[1] <= SHORT
-        attention = "reference" if short else "blocked"
+        attention = "flash" if device().platform == "tpu" else "reference" if short else "blocked"
     where = (query_positions_BL, key_positions_BS, query_segments_BL, key_segments_BS)
     return Places(*where, causal_distance(*where) if attention == "reference" else None, attention)
 
@@ -74,15 +77,22 @@ def attend(
     """Causal attention with a bias of -slope * sqrt(i - j), by the implementation that ``places`` was made for.
 
 
-    ``slopes``: one for each query head; none: the published series. One of 0 is taken for a tiny one, which leaves
+    Blocked and flash run on each device, on its rows, heads and queries. ``slopes``: one for each query head; none:
+    the published series. One of 0 is taken for a tiny one, which leaves
     the mask in force.
     """
     slopes_N = np.asarray(slopes, np.float32) if len(slopes) else alibi_slopes(q_BLNH.shape[2])
     slopes_N = np.maximum(slopes_N, SMALLEST_SLOPE)
     if places.distance_BLS is not None:
         return grouped_attention(q_BLNH, k_BSKH, v_BSKH, places.distance_BLS, slopes_N)
-    rows = places.rows(q_BLNH.shape[0])
-    return blocked_attention(q_BLNH, k_BSKH, v_BSKH, jnp.asarray(slopes_N), *rows)
+    kernel = flash_attention if places.attention == "flash" else blocked_attention
+    queries, keys = (BATCH, LENGTH, ACT_HEADS, HEAD_DIM), (BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+    run = per_shard(
+        lambda *pieces: with_all_keys(kernel)(*pieces),
+        [queries, keys, keys, (ACT_HEADS,), *[(BATCH, LENGTH)] * 4],
+        queries,
+    )
+    return run(q_BLNH, k_BSKH, v_BSKH, jnp.asarray(slopes_N), *places.rows(q_BLNH.shape[0]))
 
 
 def grouped_attention(
