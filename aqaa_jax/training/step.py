@@ -36,6 +36,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
@@ -70,7 +71,7 @@ def make_train_step(
         metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, model, opt_state, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=dict(compiler_options or {}) or None)
 
 
 def _gradients(loss_fn: LossFn, weights: Mapping[str, float], microbatches: int) -> Callable[..., Any]:
