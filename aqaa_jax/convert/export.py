@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from aqaa_jax import atomic
-from aqaa_jax.checkpoint import hashes, shards
+from aqaa_jax.checkpoint import hashes, header, shards
 from aqaa_jax.checkpoint.folder import CONFIG, PARTS, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.convert import torch_file
-from aqaa_jax.convert.export_files import DTYPES, WEIGHTS, Content, Target, card, notes, target
+from aqaa_jax.convert.export_files import WEIGHTS, Content, Target, card, notes, target
 from aqaa_jax.convert.part_source import PartSource
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.version import __version__
@@ -56,8 +56,7 @@ def plan(directory: str | Path, parts: Sequence[str] = (), dtype: str = "bfloat1
     directory, unknown = Path(directory), sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"unknown part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    header.check_float(dtype)
     config = read_config(directory)
     chosen = tuple(p for p in PARTS if (p in parts if parts else _is_there(directory, p)))
     if not chosen:

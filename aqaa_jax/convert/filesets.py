@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import LinguisticConfig, SemanticConfig, SystemConfig
@@ -251,17 +252,6 @@ def _vocoder_set(
     expected = _expected(part, config, model, entries)
     none = lambda name: False  # noqa: E731
     return FileSet(part, path, (path, yaml_file), config, model, published, expected, convertible, entries, none)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ``ValueError`` naming the file."""
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}; expected an object")
-    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

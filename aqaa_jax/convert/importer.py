@@ -116,8 +116,8 @@ def _check(
     source: Path, target: Path, base: SystemConfig, options: Options, given: bool, report: Say
 ) -> tuple[SystemConfig, list[Job]]:
     """Everything that can be told before writing: the system that will be there, and a job per part."""
-    if options.dtype and options.dtype not in _DTYPES:
-        raise ValueError(f"dtype is {options.dtype!r}; expected one of {', '.join(_DTYPES)}")
+    if options.dtype:
+        header.check_float(options.dtype)
     _check_target(source, target)
     sets = detect(source, base, given=given, parts=options.parts, dtype=options.dtype)
     accounts = [Account.of(one, casting=bool(options.dtype), keep_unexpected=options.keep_unexpected) for one in sets]
@@ -135,9 +135,6 @@ def _check(
             report(_per_device(one, options))
     plans = [_plan(one, options.dtype) for one in sets]
     return system, [Job(*job) for job in zip(sets, accounts, plans, strict=True)]
-
-
-_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def _check_target(source: Path, target: Path) -> None:
