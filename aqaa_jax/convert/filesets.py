@@ -17,6 +17,7 @@ from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import LinguisticConfig, SemanticConfig, SystemConfig
 from aqaa_jax.convert import cosyvoice, flow, hift, layout, paraformer, s3, step1
+from aqaa_jax.convert.composing import part_config, with_part
 from aqaa_jax.convert.layout import Entry
 from aqaa_jax.convert.readers import Lazy, Reader, in_memory, merged, open_weights
 from aqaa_jax.parts import abstract
@@ -97,19 +98,6 @@ def detect(
 def _one_of(directory: Path, stem: str) -> Path | None:
     suffixes = (".onnx", ".safetensors") if stem == S3_FILE else (".pt", ".safetensors")
     return next((directory / f"{stem}{s}" for s in suffixes if (directory / f"{stem}{s}").is_file()), None)
-
-
-def with_part(base: SystemConfig, part: str, config: Any) -> SystemConfig:
-    """``base`` with the configuration of one part replaced."""
-    if part == "decoder":
-        return dataclasses.replace(base, decoder=config)
-    section = "tokenizer" if part in ("linguistic", "semantic") else "vocoder"
-    return dataclasses.replace(base, **{section: dataclasses.replace(getattr(base, section), **{part: config})})
-
-
-def part_config(system: SystemConfig, part: str) -> Any:
-    """The configuration of one part."""
-    return next(getattr(s, part) for s in (system, system.tokenizer, system.vocoder) if hasattr(s, part))
 
 
 def _check_agrees(one: FileSet, base: SystemConfig) -> None:
