@@ -22,6 +22,7 @@ from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
+FEW = 16  # numbers of no weight, at most, that an optimizer may keep whole on every device
 
 
 class _Context(NamedTuple):
@@ -102,8 +103,9 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
     """A tree like ``state`` (real or abstract) with a ``NamedSharding`` in place of every weight and array.
 
     ``state`` is any pytree made of ``model``: what hangs at the path of a weight, under whatever path of its own, is
-    placed like that weight (moments, averages), a factored moment like the dimensions that it has left; single numbers
-    are on every device. Raises ``ValueError`` naming an array that comes from no weight, or has another shape.
+    placed like that weight (moments, averages), a factored moment like the dimensions that it has left; counters and
+    other few numbers of the optimizer's own are on every device. Raises ``ValueError`` naming an array that comes from
+    no weight, or has another shape.
     """
     declared = {
         jax.tree_util.keystr(path): (leaf.get_metadata()["axes"], leaf.get_value().shape)
@@ -118,7 +120,8 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
         shape = tuple(value.shape)
         ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
         found = next((declared[end] for end in ends if end in declared), None)
-        axes = (None,) * len(shape) if math.prod(shape) == 1 else _axes_left(shape, found)
+        few = math.prod(shape) <= (1 if found else FEW)
+        axes = (None,) * len(shape) if few else _axes_left(shape, found)
         if axes is None:
             raise ValueError(f"{name}: an array of shape {shape} comes from no weight of the model")
         place = NamedSharding(mesh, to_spec(axes, shape, mesh, rules, name=name))

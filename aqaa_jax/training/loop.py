@@ -162,7 +162,7 @@ class _Progress:
 
 
 def _on_sigterm() -> Callable[[int], bool]:
-    """Tells at the end of a step whether to save and stop; all processes do at the same step, whoever got the signal."""
+    """Tells at the end of a step whether to save and stop; all processes do at one step, whoever got the signal."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point
     event = threading.Event()
