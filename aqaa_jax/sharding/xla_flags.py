@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import jax
 
 VERSION = "2026-11"  # of these tables; part of the digest
 LIBTPU = "0.0.42.1"  # that every name was compiled with
@@ -129,6 +131,13 @@ def compiler_options(chip: str, *, slices: int = 1, more: Sequence[str] = ()) ->
             raise ValueError(f"XLA option {text!r}; expected offload, or NAME=VALUE")
         options |= {name: value} if equals else {flag.name: flag.value for flag in OFFLOAD}
     return options
+
+
+def options_for(devices: Iterable[jax.Device], more: Sequence[str] = ()) -> dict[str, str]:
+    """The set for a program over ``devices``: that of their generation and number of slices; none off a TPU."""
+    devices = list(devices)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    return compiler_options(generation(devices[0].device_kind), slices=slices, more=more)
 
 
 def digest(options: Mapping[str, str]) -> str:
