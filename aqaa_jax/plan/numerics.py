@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from aqaa_jax.plan.compile import Job, abstract_batch, compiled_or_reason, placed, step_and_init
+from aqaa_jax.plan.compile import Job, compiled_or_reason, parts_of
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 
@@ -44,11 +43,9 @@ def figures(job: Job, devices: Sequence[jax.Device]) -> Figures:
     """Loss and gradient norm of the first steps of ``job`` from seeded weights on one seeded batch."""
     mesh, table = meshes.make_mesh(job.sharding.mesh, devices), rules.rules_of(job.sharding)
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
-        step, init = step_and_init(job)
-        key = jax.random.key(0)
-        places = jax.tree.map(lambda x: x.sharding, placed(jax.eval_shape(init, key), mesh, table))
-        state = jax.jit(init, out_shardings=places)(key)
-        batch = _batch(job, mesh, table)
+        init, step, places = parts_of(job, mesh, table)
+        state, key = jax.jit(init, out_shardings=places)(jax.random.key(0)), jax.random.key(1)
+        batch = partition.place_rows(_batch(job), mesh, table)
         run: Any = compiled_or_reason(step.lower(state, batch, key), job.flags)
         found = []
         for _ in range(STEPS):
@@ -57,17 +54,14 @@ def figures(job: Job, devices: Sequence[jax.Device]) -> Figures:
     return found
 
 
-def _batch(job: Job, mesh: Any, table: Any) -> Any:
+def _batch(job: Job) -> Any:
     """Random tokens in place; every row is one segment, every position predicts the next."""
-    rng = np.random.default_rng(0)
     B, L = job.config.batch, job.config.length
-    tokens_BL = rng.integers(0, job.decoder.vocab, (B, L + 1), dtype=np.int32)
-    values = {
+    tokens_BL = np.random.default_rng(0).integers(0, job.decoder.vocab, (B, L + 1), dtype=np.int32)
+    return {
         "tokens": tokens_BL[:, :-1],
         "segment_ids": np.ones((B, L), np.int32),
         "source": np.broadcast_to(np.arange(L, dtype=np.int32), (B, L)),
         "targets": tokens_BL[:, 1:],
         "loss_mask": np.ones((B, L), np.float32),
     }
-    shapes = abstract_batch(job, mesh, table)
-    return {name: jax.device_put(jnp.asarray(values[name]), shapes[name].sharding) for name in shapes}

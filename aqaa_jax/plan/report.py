@@ -17,7 +17,7 @@ from aqaa_jax.config import DecoderConfig, to_dict
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.plan import hlo
 from aqaa_jax.plan.collectives import ASSUMPTIONS, Torus
-from aqaa_jax.plan.compile import GIB, Job, Program, placed_state
+from aqaa_jax.plan.compile import GIB, Job, Program
 from aqaa_jax.plan.replay import Replayed, Traffic, replay
 from aqaa_jax.plan.topology import Topology, torus
 from aqaa_jax.sharding.mesh import describe
@@ -38,11 +38,6 @@ def model_flops(decoder: DecoderConfig, batch: int, length: int) -> float:
     """Of one training step (see the module)."""
     attention = 6 * decoder.layers * length * decoder.heads * decoder.head_dim
     return float(batch * length) * (6 * parameters(decoder)[1] + attention)
-
-
-def state_gib(job: Job, target: Topology) -> float:
-    """Of a device: its pieces of weights and optimizer state."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed_state(job, target)) / GIB
 
 
 def report(job: Job, target: Topology, program: Program, token_budget: float = 0.0) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from aqaa_jax.plan.compile import DoesNotFit, Job, batch_parts, compile_step
-from aqaa_jax.plan.report import report, state_gib
+from aqaa_jax.plan.compile import DoesNotFit, Job, batch_parts, compile_step, state_gib
+from aqaa_jax.plan.report import report
 from aqaa_jax.plan.topology import Topology
 from aqaa_jax.sharding.mesh import describe
 
@@ -44,7 +44,7 @@ def remedies(job: Job, target: Topology) -> Iterator[tuple[str, Job]]:
     if job.decoder.remat != "full":
         job = with_remat(job, "full")
         yield "remat full", job
-    rows, many = job.config.batch // batch_parts(job.sharding, target), job.config.loop.microbatches
+    rows, many = job.config.batch // batch_parts(job.sharding, target.devices), job.config.loop.microbatches
     if rows // many > 1:
         job = with_microbatches(job, rows)
         yield f"{rows} microbatches", job
@@ -55,7 +55,7 @@ def remedies(job: Job, target: Topology) -> Iterator[tuple[str, Job]]:
 
 def what_would_fit(job: Job, target: Topology, error: DoesNotFit, say: Say) -> str:
     """One line: the first changes with which the compiler agrees, or how many more chips the state asks for."""
-    tried = []
+    tried, other = [], job
     for name, other in remedies(job, target):
         tried.append(name)
         say(f"trying {', '.join(tried)} ...")
@@ -66,7 +66,7 @@ def what_would_fit(job: Job, target: Topology, error: DoesNotFit, say: Say) -> s
             continue
         peak = program.compiled.memory_analysis().peak_memory_in_bytes / 2**30
         return f"it fits with {', '.join(tried)}: {peak:.2f} of {target.chip.hbm_gib} GiB"
-    state = state_gib(job, target)
+    state = state_gib(other, target)
     rest = error.needed - state
     room = error.available - rest
     if room > 0:

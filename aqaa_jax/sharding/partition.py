@@ -174,6 +174,7 @@ def by_hand(axes: Sequence[str]) -> Iterator[None]:
     with _CONTEXT(here._replace(manual=(*here.manual, *axes))):
         yield
 
+
 def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) -> Tree:
     """The host arrays of a batch on ``mesh``, their first axis split like ``BATCH``; single numbers on every device.
 

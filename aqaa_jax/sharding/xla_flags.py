@@ -117,8 +117,8 @@ def generation(device_kind: str) -> str:
 def compiler_options(chip: str, *, slices: int = 1, more: Sequence[str] = ()) -> dict[str, str]:
     """The set for ``chip`` (empty for no TPU: no options), for ``compiler_options=`` of jit and compile.
 
-    ``more`` comes on top: "offload" for the set of that name, or single options as NAME=VALUE. Raises ``ValueError`` for
-    a generation without a table or anything else in ``more``.
+    ``more`` comes on top: "offload" for the set of that name, or single options as NAME=VALUE. Raises ``ValueError``
+    for a generation without a table or anything else in ``more``.
     """
     if not chip:
         return {}
