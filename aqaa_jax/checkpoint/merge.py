@@ -37,6 +37,7 @@ FREE = (
     "decoder.max_length",
     "decoder.remat",
     "decoder.scan",
+    "decoder.unroll",
     "vocoder.flow.temperature",
     "vocoder.flow.training_noise",
     "vocoder.flow.steps",
