@@ -28,7 +28,8 @@ def project(
         y_TF = weight.matmul(x.reshape(math.prod(batch), -1)).astype(out_dtype or x.dtype)
         return y_TF.reshape(*batch, *weight.scale[...].shape)
     weight = weight.astype(x.dtype)
-    inner, outer = weight.shape[:in_axes], weight.shape[in_axes:]
-    x_TD = x.reshape(math.prod(batch), math.prod(inner))
-    y_TF = jax.lax.dot(x_TD, weight.reshape(math.prod(inner), math.prod(outer)), preferred_element_type=out_dtype)
-    return y_TF.reshape(*batch, *outer)
+    x_T = x.reshape(math.prod(batch), *weight.shape[:in_axes])
+    inner = tuple(range(in_axes))
+    axes = ((tuple(i + 1 for i in inner), inner), ((), ()))
+    y_T = jax.lax.dot_general(x_T, weight, axes, preferred_element_type=out_dtype)
+    return y_T.reshape(*batch, *weight.shape[in_axes:])
