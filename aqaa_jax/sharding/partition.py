@@ -216,7 +216,7 @@ def at_use(weight: nnx.Variable) -> jax.Array:
     an activation from rows over two axes to width over one of them). ``weight`` may be a layer of a scanned stack.
     """
     context, value = _CONTEXT.value, weight.get_value()
-    if context is None or context.per_device:
+    if context is None or context.manual:
         return value
     rules = dict(context.rules)
     apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[EXPERTS]}
