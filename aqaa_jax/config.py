@@ -128,12 +128,27 @@ class WeaveConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """Mixture-of-experts MLPs in place of the dense one (``nn/moe.py``); the widths are feed-forward widths."""
+
+    experts: int = 64
+    top_k: int = 4  # experts that a token goes to
+    mlp: int = 2048  # of one expert
+    shared_mlp: int = 0  # of the expert that every token goes to besides; 0: none
+    score: str = "softmax"  # of the router's logits, or "sigmoid"
+    normalise: bool = True  # the weights of a token's experts add up to 1
+    balance_weight: float = 0.01  # of the load-balance loss
+    router_z_weight: float = 0.001  # of the router z-loss
+    bias_rate: float = 0.0  # step of the bias that balances without a loss; 0: no bias
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """Step1: RMSNorm, SwiGLU, grouped-query attention, sqrt-ALiBi, untied head."""
+    """Step1: RMSNorm, SwiGLU (or experts), grouped-query attention, sqrt-ALiBi, untied head."""
 
     vocab: int = 74752
     embed: int = 12288
-    mlp: int = 31232
+    mlp: int = 31232  # of the dense layer; without meaning where there are experts
     heads: int = 96
     kv_heads: int = 8
     head_dim: int = 128
@@ -144,6 +159,7 @@ class DecoderConfig:
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
     remat: bool = False
+    experts: ExpertsConfig | None = None
     scan: bool = True  # False: layers one by one; a few large programs, a fifth faster to train on a CPU
 
 

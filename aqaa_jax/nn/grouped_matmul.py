@@ -1,0 +1,251 @@
+"""Products of rows with the matrix of their group: the work of experts, without padding and without a capacity."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+ROWS, FINE_ROWS = 512, 128  # rows of a tile; of the pieces that a tile shared by two groups is computed in
+LANES = 128  # what the widths have to be multiples of for the kernels; others take the other path
+INNER, OUTER = 2048, 1024  # most of the contracted and of the other width that a tile takes
+VMEM = 64 * 2**20  # bytes a kernel may take; the tiles need 30 MiB of them at most
+
+_CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+)
+
+
+@jax.custom_vjp
+def grouped_matmul(
+    x_RD: Float[Array, "R D"], weight_EDF: Float[Array, "E D F"], sizes_E: Int[Array, "E"]
+) -> Float[Array, "R F"]:
+    """``x_RD`` times the matrix of each row's group, in the dtype of ``x_RD`` and added up in float32.
+
+    Rows are sorted by group: the first ``sizes_E[0]`` belong to group 0, and so on. What comes out for rows beyond the
+    last group is arbitrary and has no gradient. On TPU a Pallas kernel that touches no tile without rows (the idea of
+    MegaBlocks, Gale et al. 2022, arXiv 2211.15841); elsewhere, and for odd widths, ``jax.lax.ragged_dot``. The weight has to have the dtype of
+    ``x_RD``: the caller casts it.
+    """
+    return _product(x_RD, weight_EDF, sizes_E)
+
+
+def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _product(x_RD, weight_EDF, sizes_E), (x_RD, weight_EDF, sizes_E)
+
+
+def _backward(kept: tuple[jax.Array, ...], g_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x_RD, weight_EDF, sizes_E = kept
+    return _product(g_RF, weight_EDF, sizes_E, transposed=True), _outer(x_RD, g_RF, sizes_E), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def _product(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False) -> jax.Array:
+    def ragged(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        weight_EDF = weight_EDF.swapaxes(1, 2) if transposed else weight_EDF
+        return jax.lax.ragged_dot(x_RD, weight_EDF, sizes_E)
+
+    if any(width % LANES for width in weight_EDF.shape[1:]):
+        return ragged(x_RD, weight_EDF, sizes_E)
+    kernel = functools.partial(product_kernel, transposed=transposed)
+    return jax.lax.platform_dependent(x_RD, weight_EDF, sizes_E, tpu=kernel, default=ragged)
+
+
+def _outer(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    def ragged(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot_general(x_RD, g_RF, sizes_E, _CONTRACT_ROWS)
+
+    if x_RD.shape[1] % LANES or g_RF.shape[1] % LANES:
+        return ragged(x_RD, g_RF, sizes_E)
+    return jax.lax.platform_dependent(x_RD, g_RF, sizes_E, tpu=outer_kernel, default=ragged)
+
+
+class Visits(NamedTuple):
+    """Tiles of rows in the order in which a kernel works on them: group by group, a tile of two groups twice."""
+
+    start_E: jax.Array  # first row of each group
+    end_E: jax.Array
+    group_V: jax.Array
+    tile_V: jax.Array
+    count: jax.Array  # how many of the V are meant
+
+
+def visits(sizes_E: Int[Array, "E"], rows: int, tile: int, *, empty: bool = False) -> Visits:
+    """The visits to ``rows`` rows in tiles of ``tile``; with ``empty``, one for every group without rows as well."""
+    sizes_E = sizes_E.astype(jnp.int32)
+    end_E = jnp.cumsum(sizes_E)
+    start_E = end_E - sizes_E
+    many_E = jnp.where(sizes_E > 0, (end_E + tile - 1) // tile - start_E // tile, int(empty))
+    until_E = jnp.cumsum(many_E)
+    visit_V = jnp.arange(rows // tile + len(sizes_E) - 1, dtype=jnp.int32)
+    group_V = jnp.sum(visit_V[:, None] >= until_E, axis=1, dtype=jnp.int32)
+    group_V = jnp.minimum(group_V, len(sizes_E) - 1)
+    tile_V = start_E[group_V] // tile + visit_V - (until_E - many_E)[group_V]
+    return Visits(start_E, end_E, group_V, jnp.clip(tile_V, 0, rows // tile - 1), until_E[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("transposed", "interpret"))
+def product_kernel(
+    x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False, interpret: bool = False
+) -> jax.Array:
+    """The product as a Pallas TPU kernel; with ``transposed`` the weight is [E, F, D]. Widths are multiples of 128.
+
+    Grid: tiles of the output width, visits, tiles of the contracted width. The output tile of rows that two groups
+    share stays in VMEM between its visits, and each writes its own rows.
+    """
+    rows, inner = x_RD.shape
+    outer = weight_EDF.shape[1 if transposed else 2]
+    x_RD, tile = _whole_tiles(x_RD)
+    fine = min(FINE_ROWS, tile)
+    inner_tile, outer_tile = _width(inner, INNER), _width(outer, OUTER)
+    plan = visits(sizes_E, x_RD.shape[0], tile)
+    last = inner // inner_tile - 1
+    contract = (((1,), (1 if transposed else 0,)), ((), ()))
+
+    def kernel(start, end, group, tiles, x, weight, out, total):
+        visit, step = pl.program_id(1), pl.program_id(2)
+        first_row, low, high = tiles[visit] * tile, start[group[visit]], end[group[visit]]
+
+        def add(at: int, size: int) -> None:
+            part = jax.lax.dot_general(x[pl.ds(at, size)], weight[...], contract, preferred_element_type=jnp.float32)
+            if last == 0:
+                store(at, size, part)
+                return
+            here = pl.ds(at, size)
+            total[here] = jnp.where(step == 0, part, total[here] + part)
+            pl.when(step == last)(lambda: store(at, size, total[here]))
+
+        def store(at: int, size: int, value: jax.Array) -> None:
+            here = pl.ds(at, size)
+            row = first_row + at + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
+            mine = (row >= low) & (row < high)
+            out[here] = jnp.where(mine, value, out[here].astype(jnp.float32)).astype(out.dtype)
+
+        whole = (low <= first_row) & (first_row + tile <= high)
+        pl.when(whole)(lambda: add(0, tile))
+        for at in range(0, tile, fine):
+            touched = (first_row + at < high) & (first_row + at + fine > low)
+            pl.when(~whole & touched)(functools.partial(add, at, fine))
+
+    weight_tile = (None, outer_tile, inner_tile) if transposed else (None, inner_tile, outer_tile)
+
+    def weight_at(n, v, k, start, end, group, tiles):
+        return (group[v], n, k) if transposed else (group[v], k, n)
+
+    y_RF = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((x_RD.shape[0], outer), x_RD.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(outer // outer_tile, plan.count, last + 1),
+            in_specs=[
+                pl.BlockSpec((tile, inner_tile), lambda n, v, k, start, end, group, tiles: (tiles[v], k)),
+                pl.BlockSpec(weight_tile, weight_at),
+            ],
+            out_specs=pl.BlockSpec((tile, outer_tile), lambda n, v, k, start, end, group, tiles: (tiles[v], n)),
+            scratch_shapes=[pltpu.VMEM((tile, outer_tile), jnp.float32)],
+        ),
+        compiler_params=_params("parallel", "arbitrary", "arbitrary"),
+        cost_estimate=_cost(x_RD, weight_EDF, outer),
+        name="grouped_matmul_transposed" if transposed else "grouped_matmul",
+        interpret=interpret,
+    )(*plan[:4], x_RD, weight_EDF)
+    return y_RF[:rows]
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def outer_kernel(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """``x^T g`` over the rows of each group, [E, D, F], as a Pallas TPU kernel: the gradient of the weight.
+
+    Grid: tiles of D, tiles of F, visits; the sum of a group stays in VMEM over its visits. A group without rows is
+    visited once, to write zeros.
+    """
+    (x_RD, tile), (g_RF, _) = _whole_tiles(x_RD), _whole_tiles(g_RF)
+    inner, outer = x_RD.shape[1], g_RF.shape[1]
+    inner_tile, outer_tile = _width(inner, OUTER), _width(outer, OUTER)
+    plan = visits(sizes_E, x_RD.shape[0], tile, empty=True)
+    contract = (((0,), (0,)), ((), ()))
+
+    def kernel(start, end, group, tiles, count, x, g, out, total):
+        visit, first_row = pl.program_id(2), tiles[pl.program_id(2)] * tile
+        mine = group[visit]
+        low, high = start[mine], end[mine]
+        begins = (visit == 0) | (group[jnp.maximum(visit - 1, 0)] != mine)
+        ends = (visit == count[0] - 1) | (group[jnp.minimum(visit + 1, count[0] - 1)] != mine)
+
+        def add(at: int, size: int, masked: bool) -> None:
+            x_rows, g_rows = x[pl.ds(at, size)], g[pl.ds(at, size)]
+            if masked:  # both: what lies beyond the groups may be anything, even NaN
+                x_rows, g_rows = (_between(rows, first_row + at, low, high) for rows in (x_rows, g_rows))
+            total[...] += jax.lax.dot_general(x_rows, g_rows, contract, preferred_element_type=jnp.float32)
+
+        @pl.when(begins)
+        def _():
+            total[...] = jnp.zeros_like(total)
+
+        whole = (low <= first_row) & (first_row + tile <= high)
+        pl.when(whole)(lambda: add(0, tile, False))
+        fine = min(FINE_ROWS, tile)
+        for at in range(0, tile, fine):
+            touched = (first_row + at < high) & (first_row + at + fine > low) & (low < high)
+            pl.when(~whole & touched)(functools.partial(add, at, fine, True))
+
+        @pl.when(ends)
+        def _():
+            out[...] = total[...].astype(out.dtype)
+
+    def row_tile(width_index: int):
+        return lambda d, f, v, start, end, group, tiles, count: (tiles[v], (d, f)[width_index])
+
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((len(sizes_E), inner, outer), x_RD.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=5,
+            grid=(inner // inner_tile, outer // outer_tile, plan.count),
+            in_specs=[pl.BlockSpec((tile, inner_tile), row_tile(0)), pl.BlockSpec((tile, outer_tile), row_tile(1))],
+            out_specs=pl.BlockSpec(
+                (None, inner_tile, outer_tile), lambda d, f, v, start, end, group, tiles, count: (group[v], d, f)
+            ),
+            scratch_shapes=[pltpu.VMEM((inner_tile, outer_tile), jnp.float32)],
+        ),
+        compiler_params=_params("parallel", "parallel", "arbitrary"),
+        cost_estimate=_cost(x_RD, g_RF, outer),
+        name="grouped_outer",
+        interpret=interpret,
+    )(*plan[:4], plan.count[None], x_RD, g_RF)
+
+
+def _between(rows_RD: jax.Array, first_row: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    row = first_row + jax.lax.broadcasted_iota(jnp.int32, rows_RD.shape, 0)
+    return jnp.where((row >= low) & (row < high), rows_RD, jnp.zeros_like(rows_RD))
+
+
+def _whole_tiles(x_RD: jax.Array) -> tuple[jax.Array, int]:
+    """``x_RD`` with rows added up to a multiple of the tile, and the tile: smaller for few rows (decoding)."""
+    rows = x_RD.shape[0]
+    tile = min(ROWS, max(16, 1 << (rows - 1).bit_length()))
+    return jnp.pad(x_RD, ((0, -rows % tile), (0, 0))), tile
+
+
+def _width(width: int, most: int) -> int:
+    """The largest tile of at most ``most`` that divides ``width``."""
+    return max(tile for tile in range(LANES, min(width, most) + 1, LANES) if width % tile == 0)
+
+
+def _params(*semantics: str) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM)
+
+
+def _cost(x: jax.Array, other: jax.Array, outer: int) -> pl.CostEstimate:
+    written = x.shape[0] * outer if other.ndim == 3 else x.shape[1] * outer
+    moved = (x.size + other.size + written) * x.dtype.itemsize
+    return pl.CostEstimate(flops=2 * math.prod(x.shape) * outer, bytes_accessed=moved, transcendentals=0)

@@ -1,0 +1,143 @@
+"""A mixture of experts in place of the gated feed-forward layer: every token gets all the experts it chose."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from aqaa_jax.config import ExpertsConfig
+from aqaa_jax.nn.exchange import move, plan_exchange
+from aqaa_jax.nn.grouped_matmul import grouped_matmul
+from aqaa_jax.nn.mlp import SwiGLU
+from aqaa_jax.nn.params import fan_in, normal, weight
+from aqaa_jax.nn.router import ExpertStats, check_experts, route
+from aqaa_jax.sharding.axes import BATCH, EMBED, EXPERTS, LENGTH, MLP, NORM
+from aqaa_jax.sharding.partition import mesh_axes, per_shard
+
+
+class RouterBias(nnx.Variable):
+    """A weight that no gradient moves: ``balanced`` does, once a step."""
+
+
+class MoE(nnx.Module):
+    """The sum over a token's ``top_k`` experts of weight times SwiGLU, and a shared SwiGLU if there is one.
+
+    Dropless: tokens are sorted by expert and multiplied group by group (``nn/grouped_matmul.py``), whatever the sizes
+    of the groups. Router in float32. Where experts are split over devices, rows travel to them and back
+    (``nn/exchange.py``): a device then has room for all rows of its group of devices, the only size that never drops one.
+    With one expert it is the dense layer exactly.
+    """
+
+    def __init__(
+        self,
+        embed: int,
+        config: ExpertsConfig,
+        *,
+        rngs: nnx.Rngs,
+        out_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        """``out_scale``: of the variance of the weights that write to the residual stream."""
+        check_experts(config)
+        c = self.config = config
+        into, out = (EXPERTS, EMBED, MLP), (EXPERTS, MLP, EMBED)
+        self.router = weight(rngs, (embed, c.experts), (EMBED, NORM), normal(), dtype)
+        self.bias = RouterBias(jnp.zeros(c.experts, jnp.float32), axes=(NORM,)) if c.bias_rate else None
+        self.gate = weight(rngs, (c.experts, embed, c.mlp), into, fan_in(batch_axis=(0,)), dtype)
+        self.up = weight(rngs, (c.experts, embed, c.mlp), into, fan_in(batch_axis=(0,)), dtype)
+        self.down = weight(rngs, (c.experts, c.mlp, embed), out, fan_in(scale=out_scale, batch_axis=(0,)), dtype)
+        shared = {"rngs": rngs, "out_init": fan_in(scale=out_scale), "dtype": dtype}
+        self.shared = SwiGLU(embed, c.shared_mlp, **shared) if c.shared_mlp else None
+
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], real_BL: Bool[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "B L D"], ExpertStats]:
+        """Tokens outside ``real_BL`` get their experts too, but do not count in the statistics."""
+        x_BLD = checkpoint_name(x_BLD, "expert_in")
+        router_DE = self.router[...].astype(jnp.float32)
+        logits_BLE = jnp.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router_DE, precision="highest")
+        bias_E = None if self.bias is None else self.bias[...]
+        experts_BLk, weights_BLk, stats = route(logits_BLE, bias_E, self.config, real_BL)
+        token = (BATCH, LENGTH, None)
+        apply = per_shard(
+            apply_experts,
+            (token, token, token, (EXPERTS, None, MLP), (EXPERTS, None, MLP), (EXPERTS, MLP, None)),
+            (token, (BATCH, LENGTH)),
+        )
+        # Cast before they are gathered: half the bytes.
+        gate_EDF, up_EDF, down_EFD = (w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
+        y_BLD, answered = apply(x_BLD, experts_BLk, weights_BLk, gate_EDF, up_EDF, down_EFD)
+        dropped = experts_BLk.size - jnp.sum(answered)
+        if self.shared is not None:
+            y_BLD = y_BLD + self.shared(x_BLD)
+        return checkpoint_name(y_BLD, "expert_out"), stats._replace(dropped=dropped.astype(jnp.float32))
+
+
+def apply_experts(
+    x_BLD: Float[Array, "B L D"],
+    experts_BLk: Int[Array, "B L k"],
+    weights_BLk: Float[Array, "B L k"],
+    gate_EDF: Float[Array, "E D F"],
+    up_EDF: Float[Array, "E D F"],
+    down_EFD: Float[Array, "E F D"],
+) -> tuple[Float[Array, "B L D"], Int[Array, "1 1"]]:
+    """The weighted sum of the chosen experts' outputs, and how many choices were answered by the experts given here.
+
+    On each device of a mesh: its tokens, its experts (of all, in the order of the devices), its part of their width.
+    ``R``: one row for every choice of a token.
+    """
+    B, L, k = experts_BLk.shape
+    axes, width_axes = mesh_axes(EXPERTS), mesh_axes(MLP)
+    experts = gate_EDF.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
+    choice_R = experts_BLk.reshape(-1)
+    order_R = jnp.argsort(choice_R)
+    back_R = jnp.argsort(order_R)
+    sizes_E = jnp.sum(choice_R[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
+    rows_RD = take_rows(x_BLD.reshape(B * L, -1), order_R // k, back_R.reshape(B * L, k))
+    exchange = plan_exchange(sizes_E, axes) if axes else None
+    if exchange is not None:
+        rows_RD = move(rows_RD, exchange.there, exchange.back, len(choice_R) * jax.lax.axis_size(axes), axes)
+        sizes_E = exchange.sizes_E
+    hidden_RF = jax.nn.silu(grouped_matmul(rows_RD, gate_EDF, sizes_E)) * grouped_matmul(rows_RD, up_EDF, sizes_E)
+    rows_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
+    if exchange is not None:
+        rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
+    out_BLkD = take_rows(rows_RD, back_R, order_R[:, None]).reshape(B, L, k, -1)
+    y_BLD = jnp.sum(out_BLkD * weights_BLk[..., None], axis=2).astype(x_BLD.dtype)
+    if width_axes:
+        y_BLD = jax.lax.psum(y_BLD, width_axes)
+    return y_BLD, jnp.sum(sizes_E).reshape(1, 1)
+
+
+@jax.custom_vjp
+def take_rows(
+    x_TD: Float[Array, "T D"], source_R: Int[Array, "R"], places_Tk: Int[Array, "T k"]
+) -> Float[Array, "R D"]:
+    """``x_TD[source_R]``, where ``places_Tk`` lists the k places of each row: the gradient is a gather too.
+
+    The gradient of a plain gather is a scatter-add, which a TPU does row by row.
+    """
+    return x_TD[source_R]
+
+
+def _take(x_TD: jax.Array, source_R: jax.Array, places_Tk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x_TD[source_R], places_Tk
+
+
+def _give(places_Tk: jax.Array, g_RD: jax.Array) -> tuple[jax.Array, None, None]:
+    return jnp.sum(g_RD[places_Tk], axis=1), None, None
+
+
+take_rows.defvjp(_take, _give)
+
+
+def balanced(bias_E: Float[Array, "*E"], load_E: Float[Array, "*E"], rate: float) -> Float[Array, "*E"]:
+    """The bias after a step: ``rate`` up for experts below the mean load of their layer, down for those above it.
+
+    Balancing without an auxiliary loss (Wang et al. 2024, arXiv 2408.15664); any leading axes are layers.
+    """
+    return bias_E + rate * jnp.sign(jnp.mean(load_E, axis=-1, keepdims=True) - load_E)
