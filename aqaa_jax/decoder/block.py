@@ -12,7 +12,7 @@ from aqaa_jax.nn.moe import MoE
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import fan_in
 from aqaa_jax.nn.router import ExpertStats
-from aqaa_jax.sharding.axes import ACT_EMBED, BATCH, LENGTH
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, BATCH
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -52,10 +52,10 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None, ExpertStats | None]:
         """The new residual stream and cache, and what experts say of their tokens (``real_BL``: all but padding)."""
         attended_BLD, cache = self.attention(self.attention_norm(x_BLD), distance_BLS, cache)
-        x_BLD = constrain(x_BLD + attended_BLD, BATCH, LENGTH, ACT_EMBED)
+        x_BLD = constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
         normed_BLD, stats = self.mlp_norm(x_BLD), None
         if isinstance(self.mlp, MoE):
             y_BLD, stats = self.mlp(normed_BLD, real_BL)
         else:
             y_BLD = self.mlp(normed_BLD)
-        return constrain(x_BLD + y_BLD, BATCH, LENGTH, ACT_EMBED), cache, stats
+        return constrain(x_BLD + y_BLD, BATCH, ACT_LENGTH, ACT_EMBED), cache, stats

@@ -20,7 +20,7 @@ class Slices(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """Rows sorted by expert to their experts (``there``: sorted by expert, then by sender) and home again (``back``)."""
+    """Rows sorted by expert to their experts (``there``: by expert, then by sender) and home again (``back``)."""
 
     there: Slices
     back: Slices

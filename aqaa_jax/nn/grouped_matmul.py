@@ -30,8 +30,8 @@ def grouped_matmul(
 
     Rows are sorted by group: the first ``sizes_E[0]`` belong to group 0, and so on. What comes out for rows beyond the
     last group is arbitrary and has no gradient. On TPU a Pallas kernel that touches no tile without rows (the idea of
-    MegaBlocks, Gale et al. 2022, arXiv 2211.15841); elsewhere, and for odd widths, ``jax.lax.ragged_dot``. The weight has to have the dtype of
-    ``x_RD``: the caller casts it.
+    MegaBlocks, Gale et al. 2022, arXiv 2211.15841); elsewhere, and for odd widths, ``jax.lax.ragged_dot``. The weight
+    has to have the dtype of ``x_RD``: the caller casts it.
     """
     return _product(x_RD, weight_EDF, sizes_E)
 

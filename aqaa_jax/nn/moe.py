@@ -28,7 +28,7 @@ class MoE(nnx.Module):
 
     Dropless: tokens are sorted by expert and multiplied group by group (``nn/grouped_matmul.py``), whatever the sizes
     of the groups. Router in float32. Where experts are split over devices, rows travel to them and back
-    (``nn/exchange.py``): a device then has room for all rows of its group of devices, the only size that never drops one.
+    (``nn/exchange.py``), and a device has room for all rows of its group of devices: the only size that drops none.
     With one expert it is the dense layer exactly.
     """
 

@@ -19,7 +19,7 @@ def normal(stddev: float = 0.02) -> Initializer:
 
 
 def fan_in(in_axis: Sequence[int] | int = -2, scale: float = 1.0, batch_axis: Sequence[int] = ()) -> Initializer:
-    """Truncated normal whose variance is ``scale / fan_in`` over the given input axes; ``batch_axis``: of neither side."""
+    """Truncated normal whose variance is ``scale / fan_in`` over the input axes; ``batch_axis`` is on neither side."""
     return jax.nn.initializers.variance_scaling(
         scale, "fan_in", "truncated_normal", in_axis=in_axis, batch_axis=batch_axis
     )
