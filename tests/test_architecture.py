@@ -17,6 +17,7 @@ PACKAGE = "aqaa_jax"
 FLOORS = (
     {"atomic", "config", "shapes", "version"},
     {"sharding"},
+    {"kernels"},
     {"nn", "dsp", "tokens", "checkpoint"},
     {"codec", "decoder", "vocoder", "vision"},
     {"losses", "parts"},

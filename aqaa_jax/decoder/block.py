@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from aqaa_jax.config import DecoderConfig
+from aqaa_jax.kernels.places import Places
 from aqaa_jax.nn.attention import Attention, CacheSlots
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.moe import MoE
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import fan_in
+from aqaa_jax.nn.remat import RESIDUAL
 from aqaa_jax.nn.router import ExpertStats
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, BATCH
 from aqaa_jax.sharding.partition import constrain
@@ -46,13 +49,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        distance_BLS: Float[Array, "#B L S"],
+        places: Places,
         cache: CacheSlots | None = None,
         real_BL: Bool[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None, ExpertStats | None]:
         """The new residual stream and cache, and what experts say of their tokens (``real_BL``: all but padding)."""
-        attended_BLD, cache = self.attention(self.attention_norm(x_BLD), distance_BLS, cache)
-        x_BLD = constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
+        attended_BLD, cache = self.attention(self.attention_norm(x_BLD), places, cache)
+        x_BLD = checkpoint_name(constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED), RESIDUAL)
         normed_BLD, stats = self.mlp_norm(x_BLD), None
         if isinstance(self.mlp, MoE):
             y_BLD, stats = self.mlp(normed_BLD, real_BL)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
+
+from aqaa_jax.sharding.manual import Gather, gather, scatter
 
 ROWS, FINE_ROWS = 512, 128  # rows of a tile; of the pieces that a tile shared by two groups is computed in
 LANES = 128  # what the widths have to be multiples of for the kernels; others take the other path
@@ -22,27 +24,28 @@ _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
 )
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_matmul(
-    x_RD: Float[Array, "R D"], weight_EDF: Float[Array, "E D F"], sizes_E: Int[Array, "E"]
+    x_RD: Float[Array, "R D"], weight_EDF: Float[Array, "E D F"], sizes_E: Int[Array, "E"], over: Gather = ()
 ) -> Float[Array, "R F"]:
     """``x_RD`` times the matrix of each row's group, in the dtype of ``x_RD`` and added up in float32.
 
     Rows are sorted by group: the first ``sizes_E[0]`` belong to group 0, and so on. What comes out for rows beyond the
     last group is arbitrary and has no gradient. On TPU a Pallas kernel that touches no tile without rows (the idea of
     MegaBlocks, Gale et al. 2022, arXiv 2211.15841); elsewhere, and for odd widths, ``jax.lax.ragged_dot``. The weight
-    has to have the dtype of ``x_RD``: the caller casts it.
+    has to have the dtype of ``x_RD``; in pieces ``over`` mesh axes it is gathered, in the backward pass once more.
     """
-    return _product(x_RD, weight_EDF, sizes_E)
+    return _product(x_RD, gather(weight_EDF, over), sizes_E)
 
 
-def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _product(x_RD, weight_EDF, sizes_E), (x_RD, weight_EDF, sizes_E)
+def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, over: Gather) -> tuple[jax.Array, Any]:
+    return grouped_matmul(x_RD, weight_EDF, sizes_E, over), (x_RD, weight_EDF, sizes_E)
 
 
-def _backward(kept: tuple[jax.Array, ...], g_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x_RD, weight_EDF, sizes_E = kept
-    return _product(g_RF, weight_EDF, sizes_E, transposed=True), _outer(x_RD, g_RF, sizes_E), None
+def _backward(over: Gather, kept: tuple[jax.Array, ...], g_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x_RD, piece, sizes_E = kept
+    grad_RD = _product(g_RF, gather(piece, over), sizes_E, transposed=True)
+    return grad_RD, scatter(_outer(x_RD, g_RF, sizes_E), over), None
 
 
 grouped_matmul.defvjp(_forward, _backward)

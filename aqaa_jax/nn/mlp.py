@@ -31,6 +31,6 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, (mlp, embed), (MLP, EMBED), out_init or fan_in(), dtype)
 
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = constrain(project(x_BLD, self.gate[...]), BATCH, LENGTH, ACT_MLP)
-        up_BLF = constrain(project(x_BLD, self.up[...]), BATCH, LENGTH, ACT_MLP)
+        gate_BLF = constrain(project(x_BLD, self.gate), BATCH, LENGTH, ACT_MLP)
+        up_BLF = constrain(project(x_BLD, self.up), BATCH, LENGTH, ACT_MLP)
         return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +16,10 @@ from aqaa_jax.nn.exchange import move, plan_exchange
 from aqaa_jax.nn.grouped_matmul import grouped_matmul
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.params import fan_in, normal, weight
+from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import BATCH, EMBED, EXPERTS, LENGTH, MLP, NORM
+from aqaa_jax.sharding.manual import Gather, gathered, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
 
 
@@ -57,14 +61,15 @@ class MoE(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], real_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], ExpertStats]:
         """Tokens outside ``real_BL`` get their experts too, but do not count in the statistics."""
-        x_BLD = checkpoint_name(x_BLD, "expert_in")
-        router_DE = self.router[...].astype(jnp.float32)
+        x_BLD = checkpoint_name(x_BLD, EXPERT_IN)
+        router_DE = gathered(self.router, jnp.float32).astype(jnp.float32)
         logits_BLE = jnp.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router_DE, precision="highest")
         bias_E = None if self.bias is None else self.bias[...]
         experts_BLk, weights_BLk, stats = route(logits_BLE, bias_E, self.config, real_BL)
         token = (BATCH, LENGTH, None)
+        over = tuple(split_over(w) for w in (self.gate, self.up, self.down))
         apply = per_shard(
-            apply_experts,
+            functools.partial(apply_experts, over=over),
             (token, token, token, (EXPERTS, None, MLP), (EXPERTS, None, MLP), (EXPERTS, MLP, None)),
             (token, (BATCH, LENGTH)),
         )
@@ -74,7 +79,7 @@ class MoE(nnx.Module):
         dropped = experts_BLk.size - jnp.sum(answered)
         if self.shared is not None:
             y_BLD = y_BLD + self.shared(x_BLD)
-        return checkpoint_name(y_BLD, "expert_out"), stats._replace(dropped=dropped.astype(jnp.float32))
+        return checkpoint_name(y_BLD, EXPERT_OUT), stats._replace(dropped=dropped.astype(jnp.float32))
 
 
 def apply_experts(
@@ -84,11 +89,12 @@ def apply_experts(
     gate_EDF: Float[Array, "E D F"],
     up_EDF: Float[Array, "E D F"],
     down_EFD: Float[Array, "E F D"],
+    over: tuple[Gather, Gather, Gather] = ((), (), ()),
 ) -> tuple[Float[Array, "B L D"], Int[Array, "1 1"]]:
     """The weighted sum of the chosen experts' outputs, and how many choices were answered by the experts given here.
 
     On each device of a mesh: its tokens, its experts (of all, in the order of the devices), its part of their width.
-    ``R``: one row for every choice of a token.
+    ``over``: of weights in pieces (``sharding/manual.py``). ``R``: one row for every choice of a token.
     """
     B, L, k = experts_BLk.shape
     axes, width_axes = mesh_axes(EXPERTS), mesh_axes(MLP)
@@ -102,8 +108,9 @@ def apply_experts(
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.there, exchange.back, len(choice_R) * jax.lax.axis_size(axes), axes)
         sizes_E = exchange.sizes_E
-    hidden_RF = jax.nn.silu(grouped_matmul(rows_RD, gate_EDF, sizes_E)) * grouped_matmul(rows_RD, up_EDF, sizes_E)
-    rows_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
+    gate_RF = grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0])
+    up_RF = grouped_matmul(rows_RD, up_EDF, sizes_E, over[1])
+    rows_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, sizes_E, over[2])
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
     out_BLkD = take_rows(rows_RD, back_R, order_R[:, None]).reshape(B, L, k, -1)

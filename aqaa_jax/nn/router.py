@@ -9,14 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aqaa_jax.config import ExpertsConfig
+from aqaa_jax.sharding.axes import BATCH, LENGTH
+from aqaa_jax.sharding.partition import by_hand_axes
 
 SCORES = ("softmax", "sigmoid")
 
 
 class ExpertStats(NamedTuple):
-    """Sums over the real tokens of a batch, float32: they add up over batches; ``losses/experts.py`` reads them."""
+    """Sums over the real tokens of a batch, float32, for ``losses/experts.py``: but for ``share_E`` they add up over
+    batches, and over devices where each works on its own rows."""
 
     load_E: Float[Array, "E"]  # how many tokens chose each expert
+    share_E: Float[Array, "E"]  # of all choices of all devices' tokens, those of each expert; no gradient
     probability_E: Float[Array, "E"]  # of the router's probabilities
     z: Float[Array, ""]  # of squared log-sum-exps of the router's logits
     entropy: Float[Array, ""]  # of the router's probabilities of a token, nats
@@ -63,13 +67,15 @@ def route(
     mask_BL = jnp.ones(logits_BLE.shape[:2]) if real_BL is None else real_BL.astype(jnp.float32)
     probability_BLE = scores_BLE if softmax else scores_BLE / jnp.sum(scores_BLE, axis=-1, keepdims=True)
     load_E = jnp.einsum("blke,bl->e", chosen_BLkE, mask_BL)
-    tokens = jnp.sum(mask_BL)
+    rows = tuple(dict.fromkeys((*by_hand_axes(BATCH), *by_hand_axes(LENGTH))))
+    total_E = jax.lax.psum(load_E, rows) if rows else load_E
     stats = ExpertStats(
         load_E=load_E,
+        share_E=total_E / jnp.maximum(jnp.sum(total_E), 1.0),
         probability_E=jnp.einsum("ble,bl->e", probability_BLE, mask_BL),
         z=jnp.sum(mask_BL * jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1))),
         entropy=jnp.sum(mask_BL * jnp.sum(jax.scipy.special.entr(probability_BLE), axis=-1)),
-        tokens=tokens,
+        tokens=jnp.sum(mask_BL),
         dropped=jnp.zeros(()),
     )
     return Routing(experts_BLk, weights_BLk, stats)

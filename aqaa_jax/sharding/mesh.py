@@ -27,8 +27,8 @@ _TYPES = (AxisType.Auto,) * len(MESH_AXES)
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of ``config`` over ``devices`` (default: all of this process set), laid along their physical torus.
 
-    ``devices`` may be those of a ``jax.experimental.topologies`` description. Devices that do not know their slice
-    (CPU, GPU) are cut into equal slices in their order. A mesh of one slice smaller than ``devices`` takes the first
+    ``devices`` may be those of a ``jax.experimental.topologies`` description. Other devices than
+    TPUs are cut into equal slices in their order. A mesh of one slice smaller than ``devices`` takes the first
     ones, as long as one process owns all of them. Raises ``ValueError`` naming the sizes if they do not fit.
     """
     config = config or MeshConfig()
@@ -108,9 +108,9 @@ def _fill(config: MeshConfig, names: Sequence[str], total: int, what: str) -> di
 
 def _slices(devices: list[jax.Device], config: MeshConfig) -> list[list[jax.Device]]:
     """The devices of each slice."""
-    if hasattr(devices[0], "slice_index"):
-        numbers = sorted({d.slice_index for d in devices})
-        return [[d for d in devices if d.slice_index == n] for n in numbers]
+    if devices[0].platform == "tpu":  # the devices of a description of one slice have no number of it
+        numbers = [getattr(d, "slice_index", 0) for d in devices]
+        return [[d for d, n in zip(devices, numbers, strict=True) if n == one] for one in sorted(set(numbers))]
     _check(config)
     count = config.dcn_data * config.dcn_fsdp
     if count < 0 or len(devices) % count:

@@ -92,6 +92,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         examples=tasks.example,
         seed=stage_config.loop.seed,
         audio_rows=rows,
+        head_chunk=stage_config.head_chunk,
     )
     model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
     save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})

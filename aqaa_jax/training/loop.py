@@ -81,7 +81,14 @@ def train(
     if latest is not None:
         state = store.restore(latest, state)
         say(f"[{stage.name}] resuming from step {latest}")
-    train_step = make_train_step(stage.loss, stage.weights, optimizer, ema_decay=loop.ema_decay)
+    train_step = make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        ema_decay=loop.ema_decay,
+        microbatches=loop.microbatches,
+        by_rows=loop.by_rows,
+    )
     mesh, table = meshes.make_mesh(loop.sharding.mesh), rules.rules_of(loop.sharding)
     interrupted = _on_sigterm()
     with partition.partitioning(mesh, table), (run_dir / "metrics.jsonl").open("a") as journal:

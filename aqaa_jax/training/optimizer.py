@@ -13,6 +13,7 @@ from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
 from aqaa_jax.training.config import OptimizerConfig
 
 HIDDEN = frozenset({HEADS, KV_HEADS, HEAD_DIM, MLP})  # what a hidden matrix maps the model width to, or from
+MU_DTYPES = ("", "float32", "bfloat16")
 MUON_RMS = 0.2  # of an update at learning rate 1: that of AdamW, so that one learning rate serves both
 
 
@@ -27,15 +28,20 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW or Muon, after clipping; weight decay touches arrays of rank two and more, not scales and biases.
 
-    Raises ``ValueError`` for another ``config.kind``.
+    Both moments have the dtype of the weights, float32 for training in mixed precision; ``mu_dtype`` is another one for
+    the first. Raises ``ValueError`` for another ``config.kind`` or ``mu_dtype``.
     """
     rate = schedule(config, steps)
+    if config.mu_dtype not in MU_DTYPES:
+        raise ValueError(f"optimizer mu_dtype {config.mu_dtype!r} is none of {', '.join(MU_DTYPES[1:])}, or empty")
+    mu_dtype = config.mu_dtype or None
     if config.kind == "adamw":
         rule = optax.adamw(
             rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
+            mu_dtype=mu_dtype,
             weight_decay=config.weight_decay,
             mask=_matrices,
         )
@@ -43,6 +49,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         rule = muon(
             rate,
             beta=config.muon_beta,
+            mu_dtype=mu_dtype,
             weight_decay=config.weight_decay,
             weight_decay_mask=_matrices,
             adam_b1=config.beta1,

@@ -15,7 +15,9 @@ from aqaa_jax.config import DecoderConfig, VocabConfig
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.decoder.model import Decoder
-from aqaa_jax.losses.cross_entropy import cross_entropy
+from aqaa_jax.losses.cross_entropy import target_log_probs
+from aqaa_jax.losses.masked import masked_sum_count
+from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
@@ -33,6 +35,7 @@ class LanguageStage:
     plan: BucketPlan
     examples: Examples
     seed: int
+    head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
     weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0})
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
@@ -48,9 +51,10 @@ class LanguageStage:
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
-        source_BK1 = batch["source"][..., None]
-        logits_BKV = model.logits(jnp.take_along_axis(hidden_BLD, source_BK1, axis=1))
-        return answer_terms(logits_BKV, batch["targets"], batch["loss_mask"], self.vocab)
+        hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
+        head_DV = gathered(model.head, hidden_BKD.dtype)
+        log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=self.head_chunk)
+        return answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
         return state
@@ -59,7 +63,7 @@ class LanguageStage:
         return self.figures(model)
 
 
-def answer_terms(logits: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) -> Terms:
+def answer_terms(log_probs: Any, right: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) -> Terms:
     """The loss over all targets, and loss and accuracy of each stream for the log."""
     semantic_start = vocab.audio_start + vocab.linguistic
     streams = {
@@ -67,11 +71,11 @@ def answer_terms(logits: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) 
         "linguistic": (targets >= vocab.audio_start) & (targets < semantic_start),
         "semantic": targets >= semantic_start,
     }
-    right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    terms = {"answer": cross_entropy(logits, targets, loss_mask)}
+    terms = {"answer": masked_sum_count(-log_probs, loss_mask)}
     for name, member in streams.items():
         mask = loss_mask * member
-        terms[f"{name}_accuracy"] = (jnp.sum(right * mask), jnp.sum(mask))
+        terms[f"{name}_loss"] = masked_sum_count(-jax.lax.stop_gradient(log_probs), mask)
+        terms[f"{name}_accuracy"] = masked_sum_count(right, mask)
     return terms
 
 

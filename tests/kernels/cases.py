@@ -1,0 +1,63 @@
+"""Cases of attention shared by the tests of its implementations, and how to compare two of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aqaa_jax.nn.alibi import alibi_slopes, causal_distance, segment_positions
+from aqaa_jax.nn.attention import grouped_attention
+
+
+def inputs(B, L, N, K, H, dtype=jnp.float32, S=None, seed=0):
+    """Random queries, keys and values, and the gradient that comes back."""
+    shapes = ((B, L, N, H), (B, S or L, K, H), (B, S or L, K, H), (B, L, N, H))
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return tuple(jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
+
+
+def packed(B, L):
+    """Segments of rows: whole, packed in three with padding behind, padded in front, all padding."""
+    rows = np.ones((4, L), np.int32)
+    rows[1] = np.repeat([1, 2, 3, 0], [L // 3, L // 2, L // 12, L - L // 3 - L // 2 - L // 12])
+    rows[2, : L // 4] = 0
+    rows[3] = 0
+    return jnp.asarray(rows[np.arange(B) % 4])
+
+
+def rows_of(segments_BL):
+    positions = segment_positions(segments_BL)
+    return positions, positions, segments_BL, segments_BL
+
+
+def whole(B, L, S=None):
+    """The rows of ``L`` queries behind ``S - L`` earlier keys, one segment."""
+    S = S or L
+    q, k = (jnp.tile(jnp.arange(first, S), (B, 1)) for first in (S - L, 0))
+    return q, k, jnp.ones_like(q), jnp.ones_like(k)
+
+
+def reference(q, k, v, slopes, *rows):
+    """The reference in float32, with zeros where a query sees nothing."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    out = grouped_attention(q, k, v, causal_distance(*rows), slopes)
+    return out * (rows[2] > 0)[:, :, None, None]
+
+
+def value_and_gradients(attention, q, k, v, g, slopes, rows):
+    """Output and gradients of q, k, v for the cotangent ``g``."""
+
+    def run(q, k, v, g):
+        out, back = jax.vjp(lambda *x: attention(*x, jnp.asarray(slopes), *rows), q, k, v)
+        return out, *back(g.astype(out.dtype))
+
+    return jax.jit(run)(q, k, v, g)
+
+
+def check(attention, case, rows, limit):
+    """Every result within ``limit`` of the reference, by the largest error over the largest value."""
+    slopes = alibi_slopes(case[0].shape[2])
+    ours = value_and_gradients(attention, *case, slopes, rows)
+    theirs = value_and_gradients(reference, *(x.astype(jnp.float32) for x in case), slopes, rows)
+    for name, a, b in zip(("out", "d_q", "d_k", "d_v"), ours, theirs, strict=True):
+        error = np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
+        assert error <= limit, f"{name}: relative error {error:.1e}, limit {limit:.0e}"
