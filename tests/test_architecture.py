@@ -23,6 +23,7 @@ FLOORS = (
     {"losses", "parts"},
     {"data"},
     {"training"},
+    {"plan"},
     {"inference", "convert", "evaluation", "serving"},
     {"cli"},
 )
