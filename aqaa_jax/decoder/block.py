@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.kernels.places import Places
@@ -47,18 +47,15 @@ class Block(nnx.Module):
             self.mlp = MoE(c.embed, c.experts, rngs=rngs, out_scale=shrink, dtype=dtype)
 
     def __call__(
-        self,
-        x_BLD: Float[Array, "B L D"],
-        places: Places,
-        cache: CacheSlots | None = None,
-        real_BL: Bool[Array, "B L"] | None = None,
+        self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None, ExpertStats | None]:
-        """The new residual stream and cache, and what experts say of their tokens (``real_BL``: all but padding)."""
+        """The new residual stream and cache, and what the experts, if any, say of their tokens."""
         attended_BLD, cache = self.attention(self.attention_norm(x_BLD), places, cache)
         x_BLD = checkpoint_name(constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED), RESIDUAL)
         normed_BLD, stats = self.mlp_norm(x_BLD), None
         if isinstance(self.mlp, MoE):
-            y_BLD, stats = self.mlp(normed_BLD, real_BL)
+            segments_BL = places.query_segments_BL
+            y_BLD, stats = self.mlp(normed_BLD, None if segments_BL is None else segments_BL != 0)
         else:
             y_BLD = self.mlp(normed_BLD)
         return constrain(x_BLD + y_BLD, BATCH, ACT_LENGTH, ACT_EMBED), cache, stats

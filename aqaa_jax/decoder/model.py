@@ -77,8 +77,7 @@ class Decoder(nnx.Module):
         """
         if cache is None:
             places = self._places(tokens_BL, positions_BL, segment_ids_BL)
-            real_BL = None if segment_ids_BL is None else segment_ids_BL != 0
-            x_BLD, (_, stats) = self._blocks(self._embed(tokens_BL), places, real_BL)
+            x_BLD, (_, stats) = self._blocks(self._embed(tokens_BL), places)
             return (self.norm(x_BLD), stats) if with_aux else self.norm(x_BLD)
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
@@ -152,14 +151,12 @@ class Decoder(nnx.Module):
             ys.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
-    def _blocks(
-        self, x_BLD: jax.Array, places: Places, real_BL: jax.Array | None = None, keep_inputs: bool = False
-    ) -> tuple[Any, Any]:
+    def _blocks(self, x_BLD: jax.Array, places: Places, keep_inputs: bool = False) -> tuple[Any, Any]:
         """The last states and, of every layer, its input (None if not kept) and its ``ExpertStats`` (None if dense)."""
 
         def step(x_BLD, block, _):
             x_BLD = checkpoint_name(x_BLD, LAYER_INPUT)
-            out_BLD, _, stats = block(x_BLD, places, None, real_BL)
+            out_BLD, _, stats = block(x_BLD, places)
             return out_BLD, (x_BLD if keep_inputs else None, stats)
 
         return self._over_layers(step, x_BLD, remat=self.config.remat)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +23,13 @@ _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def grouped_matmul(
-    x_RD: Float[Array, "R D"], weight_EDF: Float[Array, "E D F"], sizes_E: Int[Array, "E"], over: Gather = ()
+    x_RD: Float[Array, "R D"],
+    weight_EDF: Float[Array, "E D F"],
+    sizes_E: Int[Array, "E"],
+    over: Gather = (),
+    expected: int = 0,
 ) -> Float[Array, "R F"]:
     """``x_RD`` times the matrix of each row's group, in the dtype of ``x_RD`` and added up in float32.
 
@@ -34,41 +37,45 @@ def grouped_matmul(
     last group is arbitrary and has no gradient. On TPU a Pallas kernel that touches no tile without rows (the idea of
     MegaBlocks, Gale et al. 2022, arXiv 2211.15841); elsewhere, and for odd widths, ``jax.lax.ragged_dot``. The weight
     has to have the dtype of ``x_RD``; in pieces ``over`` mesh axes it is gathered, in the backward pass once more.
+    ``expected``: how many rows belong to a group when all is in balance (0: all), for planners that read costs.
     """
-    return _product(x_RD, gather(weight_EDF, over), sizes_E)
+    return _product(x_RD, gather(weight_EDF, over), sizes_E, expected)
 
 
-def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, over: Gather) -> tuple[jax.Array, Any]:
-    return grouped_matmul(x_RD, weight_EDF, sizes_E, over), (x_RD, weight_EDF, sizes_E)
+def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, over: Gather, expected: int):
+    return grouped_matmul(x_RD, weight_EDF, sizes_E, over, expected), (x_RD, weight_EDF, sizes_E)
 
 
-def _backward(over: Gather, kept: tuple[jax.Array, ...], g_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _backward(over: Gather, expected: int, kept: tuple[jax.Array, ...], g_RF: jax.Array):
     x_RD, piece, sizes_E = kept
-    grad_RD = _product(g_RF, gather(piece, over), sizes_E, transposed=True)
-    return grad_RD, scatter(_outer(x_RD, g_RF, sizes_E), over), None
+    grad_RD = _product(g_RF, gather(piece, over), sizes_E, expected, transposed=True)
+    return grad_RD, scatter(_outer(x_RD, g_RF, sizes_E, expected), over), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
 
 
-def _product(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False) -> jax.Array:
+def _product(
+    x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, expected: int, *, transposed: bool = False
+) -> jax.Array:
     def ragged(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
         weight_EDF = weight_EDF.swapaxes(1, 2) if transposed else weight_EDF
         return jax.lax.ragged_dot(x_RD, weight_EDF, sizes_E)
 
     if any(width % LANES for width in weight_EDF.shape[1:]):
         return ragged(x_RD, weight_EDF, sizes_E)
-    kernel = functools.partial(product_kernel, transposed=transposed)
+    kernel = functools.partial(product_kernel, transposed=transposed, expected=expected)
     return jax.lax.platform_dependent(x_RD, weight_EDF, sizes_E, tpu=kernel, default=ragged)
 
 
-def _outer(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def _outer(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, expected: int) -> jax.Array:
     def ragged(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
         return jax.lax.ragged_dot_general(x_RD, g_RF, sizes_E, _CONTRACT_ROWS)
 
     if x_RD.shape[1] % LANES or g_RF.shape[1] % LANES:
         return ragged(x_RD, g_RF, sizes_E)
-    return jax.lax.platform_dependent(x_RD, g_RF, sizes_E, tpu=outer_kernel, default=ragged)
+    kernel = functools.partial(outer_kernel, expected=expected)
+    return jax.lax.platform_dependent(x_RD, g_RF, sizes_E, tpu=kernel, default=ragged)
 
 
 class Visits(NamedTuple):
@@ -95,9 +102,15 @@ def visits(sizes_E: Int[Array, "E"], rows: int, tile: int, *, empty: bool = Fals
     return Visits(start_E, end_E, group_V, jnp.clip(tile_V, 0, rows // tile - 1), until_E[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("transposed", "interpret"))
+@functools.partial(jax.jit, static_argnames=("transposed", "expected", "interpret"))
 def product_kernel(
-    x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False, interpret: bool = False
+    x_RD: jax.Array,
+    weight_EDF: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    transposed: bool = False,
+    expected: int = 0,
+    interpret: bool = False,
 ) -> jax.Array:
     """The product as a Pallas TPU kernel; with ``transposed`` the weight is [E, F, D]. Widths are multiples of 128.
 
@@ -111,6 +124,9 @@ def product_kernel(
     inner_tile, outer_tile = _width(inner, INNER), _width(outer, OUTER)
     plan = visits(sizes_E, x_RD.shape[0], tile)
     last = inner // inner_tile - 1
+    seen, groups = expected or rows, len(sizes_E)
+    weight_reads = groups if last == 0 else seen // tile + groups
+    moved = seen * inner * (outer // outer_tile) + weight_reads * inner * outer + seen * outer
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
 
     def kernel(start, end, group, tiles, x, weight, out, total):
@@ -157,15 +173,17 @@ def product_kernel(
             scratch_shapes=[pltpu.VMEM((tile, outer_tile), jnp.float32)],
         ),
         compiler_params=_params("parallel", "arbitrary", "arbitrary"),
-        cost_estimate=_cost(x_RD, weight_EDF, outer),
+        cost_estimate=_cost(seen, groups, inner, outer, moved, x_RD.dtype.itemsize),
         name="grouped_matmul_transposed" if transposed else "grouped_matmul",
         interpret=interpret,
     )(*plan[:4], x_RD, weight_EDF)
     return y_RF[:rows]
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def outer_kernel(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("expected", "interpret"))
+def outer_kernel(
+    x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, expected: int = 0, interpret: bool = False
+) -> jax.Array:
     """``x^T g`` over the rows of each group, [E, D, F], as a Pallas TPU kernel: the gradient of the weight.
 
     Grid: tiles of D, tiles of F, visits; the sum of a group stays in VMEM over its visits. A group without rows is
@@ -175,6 +193,8 @@ def outer_kernel(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, interp
     inner, outer = x_RD.shape[1], g_RF.shape[1]
     inner_tile, outer_tile = _width(inner, OUTER), _width(outer, OUTER)
     plan = visits(sizes_E, x_RD.shape[0], tile, empty=True)
+    seen, groups = expected or x_RD.shape[0], len(sizes_E)
+    moved = seen * (inner * (outer // outer_tile) + outer * (inner // inner_tile)) + groups * inner * outer
     contract = (((0,), (0,)), ((), ()))
 
     def kernel(start, end, group, tiles, count, x, g, out, total):
@@ -210,7 +230,7 @@ def outer_kernel(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, interp
 
     return pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct((len(sizes_E), inner, outer), x_RD.dtype),
+        out_shape=jax.ShapeDtypeStruct((groups, inner, outer), x_RD.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(inner // inner_tile, outer // outer_tile, plan.count),
@@ -221,7 +241,7 @@ def outer_kernel(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, interp
             scratch_shapes=[pltpu.VMEM((inner_tile, outer_tile), jnp.float32)],
         ),
         compiler_params=_params("parallel", "parallel", "arbitrary"),
-        cost_estimate=_cost(x_RD, g_RF, outer),
+        cost_estimate=_cost(seen, groups, inner, outer, moved, x_RD.dtype.itemsize),
         name="grouped_outer",
         interpret=interpret,
     )(*plan[:4], plan.count[None], x_RD, g_RF)
@@ -248,7 +268,7 @@ def _params(*semantics: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM)
 
 
-def _cost(x: jax.Array, other: jax.Array, outer: int) -> pl.CostEstimate:
-    written = x.shape[0] * outer if other.ndim == 3 else x.shape[1] * outer
-    moved = (x.size + other.size + written) * x.dtype.itemsize
-    return pl.CostEstimate(flops=2 * math.prod(x.shape) * outer, bytes_accessed=moved, transcendentals=0)
+def _cost(rows: int, groups: int, inner: int, outer: int, moved: int, item: int) -> pl.CostEstimate:
+    """For planners: the products of ``rows`` rows, and of the pieces of tiles that are computed for two groups."""
+    flops = 2 * (rows + groups * FINE_ROWS) * inner * outer
+    return pl.CostEstimate(flops=flops, bytes_accessed=moved * item, transcendentals=0)

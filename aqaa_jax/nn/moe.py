@@ -108,9 +108,9 @@ def apply_experts(
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.there, exchange.back, len(choice_R) * jax.lax.axis_size(axes), axes)
         sizes_E = exchange.sizes_E
-    gate_RF = grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0])
-    up_RF = grouped_matmul(rows_RD, up_EDF, sizes_E, over[1])
-    rows_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, sizes_E, over[2])
+    gate_RF = grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R))
+    up_RF = grouped_matmul(rows_RD, up_EDF, sizes_E, over[1], len(choice_R))
+    rows_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, sizes_E, over[2], len(choice_R))
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
     out_BLkD = take_rows(rows_RD, back_R, order_R[:, None]).reshape(B, L, k, -1)

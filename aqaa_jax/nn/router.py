@@ -24,7 +24,6 @@ class ExpertStats(NamedTuple):
     probability_E: Float[Array, "E"]  # of the router's probabilities
     z: Float[Array, ""]  # of squared log-sum-exps of the router's logits
     entropy: Float[Array, ""]  # of the router's probabilities of a token, nats
-    tokens: Float[Array, ""]
     dropped: Float[Array, ""]  # choices that no expert answered
 
 
@@ -75,7 +74,6 @@ def route(
         probability_E=jnp.einsum("ble,bl->e", probability_BLE, mask_BL),
         z=jnp.sum(mask_BL * jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1))),
         entropy=jnp.sum(mask_BL * jnp.sum(jax.scipy.special.entr(probability_BLE), axis=-1)),
-        tokens=jnp.sum(mask_BL),
         dropped=jnp.zeros(()),
     )
     return Routing(experts_BLk, weights_BLk, stats)

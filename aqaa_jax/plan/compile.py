@@ -72,7 +72,7 @@ def compile_step(job: Job, target: Topology) -> Program:
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     stage = LanguageStage(job.stage, job.decoder, job.vocab, cast(Any, None), cast(Any, None), seed=0)
     optimizer = make_optimizer(job.optimizer, steps=1000)
-    step = make_train_step(stage.loss, stage.weights, optimizer)
+    step = make_train_step(stage.loss, stage.weights, optimizer, settle=stage.settle)
     began = time.monotonic()
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
         state = jax.eval_shape(lambda: init_state(Decoder(job.decoder, rngs=nnx.Rngs(0)), optimizer, ema=False))

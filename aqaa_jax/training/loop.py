@@ -47,6 +47,8 @@ class Stage(Protocol):
         """Called before each step, for work outside the gradient (codebook revival); mostly the identity."""
         ...
 
+    # A stage may have ``settle`` as well (``step.Settle``), for weights that no gradient moves.
+
     def evaluate(self, model: Any) -> dict[str, float]:
         """Figures on held-out data, once at the end."""
         ...
@@ -88,6 +90,7 @@ def train(
         ema_decay=loop.ema_decay,
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
     )
     mesh, table = meshes.make_mesh(loop.sharding.mesh), rules.rules_of(loop.sharding)
     interrupted = _on_sigterm()

@@ -15,6 +15,8 @@ from aqaa_jax.training.state import TrainState
 # A loss function gives each term as (sum, count); terms are normalised once, globally, then weighted.
 Terms = Mapping[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[Any, Any, jax.Array], Terms]
+# (updated model, model before, means of the terms) -> model: weights that no gradient moves.
+Settle = Callable[[Any, Any, Mapping[str, jax.Array]], Any]
 
 
 def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -36,6 +38,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    settle: Settle | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
@@ -43,7 +46,8 @@ def make_train_step(
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
     gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
-    decides. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the rows.
+    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there for
+    it, not for the metrics. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the rows.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")
@@ -60,6 +64,8 @@ def make_train_step(
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
+        model = model if settle is None else settle(model, state.model, means)
+        means = {name: mean for name, mean in means.items() if mean.ndim == 0}
         model, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (model, opt_state), (state.model, state.opt_state)
         )
