@@ -1,8 +1,8 @@
-"""Step-Audio-AQAA with experts: 129 B weights of which 20 B work on a token.
+"""Step-Audio-AQAA with experts: 128 B weights of which 20 B work on a token.
 
-48 layers of 6,144, 64 experts of which a token takes 4, and a shared one as wide as those four together; codec, vocabulary
-and vocoder are the published ones. ``:pocket`` is the recipe of ``configs/pocket.py`` with 8 experts, top 2, in
-place of its dense layers, each a third as wide: the same work per token but for the router.
+48 layers of 6,144 with 64 experts, of which a token takes 4, and a shared one as wide as those four together; codec,
+vocabulary and vocoder are the published ones. ``:pocket`` and ``:smoke`` are the recipes of ``configs/pocket.py`` with
+8 experts, top 2, and a shared one in place of the dense layer, a third of its width each: the same work per token.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ def get_config(arg: str = "full") -> ConfigDict:
         raise ValueError(f"configs/aqaa_moe.py:{arg} is not known; expected :full, :pocket or :smoke")
     config = _pocket().get_config(arg)
     config.name = config.system.name = f"{arg}_moe"
-    experts = dataclasses.replace(EXPERTS, experts=8, top_k=2, shared_mlp=0)
-    experts = dataclasses.replace(experts, mlp=256 if arg == "pocket" else 32, shared_mlp=256 if arg == "pocket" else 0)
+    width = config.system.decoder.mlp // 3
+    experts = dataclasses.replace(EXPERTS, experts=8, top_k=2, mlp=width, shared_mlp=width)
     config.system.decoder.experts = ConfigDict(to_dict(experts))
     return config
 

@@ -16,7 +16,7 @@ from aqaa_jax.nn.exchange import move, plan_exchange
 from aqaa_jax.nn.grouped_matmul import grouped_matmul
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.params import fan_in, normal, weight
-from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT
+from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT, GATE, UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import BATCH, EMBED, EXPERTS, LENGTH, MLP, NORM
 from aqaa_jax.sharding.manual import Gather, gathered, split_over
@@ -61,7 +61,6 @@ class MoE(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], real_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], ExpertStats]:
         """Tokens outside ``real_BL`` get their experts too, but do not count in the statistics."""
-        x_BLD = checkpoint_name(x_BLD, EXPERT_IN)
         router_DE = gathered(self.router, jnp.float32).astype(jnp.float32)
         logits_BLE = jnp.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router_DE, precision="highest")
         bias_E = None if self.bias is None else self.bias[...]
@@ -79,7 +78,7 @@ class MoE(nnx.Module):
         dropped = experts_BLk.size - jnp.sum(answered)
         if self.shared is not None:
             y_BLD = y_BLD + self.shared(x_BLD)
-        return checkpoint_name(y_BLD, EXPERT_OUT), stats._replace(dropped=dropped.astype(jnp.float32))
+        return y_BLD, stats._replace(dropped=dropped.astype(jnp.float32))
 
 
 def apply_experts(
@@ -108,11 +107,13 @@ def apply_experts(
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.there, exchange.back, len(choice_R) * jax.lax.axis_size(axes), axes)
         sizes_E = exchange.sizes_E
-    gate_RF = grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R))
-    up_RF = grouped_matmul(rows_RD, up_EDF, sizes_E, over[1], len(choice_R))
+    rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
+    gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), GATE)
+    up_RF = checkpoint_name(grouped_matmul(rows_RD, up_EDF, sizes_E, over[1], len(choice_R)), UP)
     rows_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, sizes_E, over[2], len(choice_R))
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
+    rows_RD = checkpoint_name(rows_RD, EXPERT_OUT)
     out_BLkD = take_rows(rows_RD, back_R, order_R[:, None]).reshape(B, L, k, -1)
     y_BLD = jnp.sum(out_BLkD * weights_BLk[..., None], axis=2).astype(x_BLD.dtype)
     if width_axes:

@@ -67,8 +67,8 @@ def muon_axes(params: Any) -> Any:
     """For each weight the two groups of axes that make it a matrix for Muon, or None: AdamW's.
 
     A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; leading
-    ``LAYERS`` or ``EXPERTS`` axes are batches of matrices. Embeddings, heads, convolutions, scales and biases stay with AdamW,
-    which has Nesterov momentum there (Jordan 2024, "Muon").
+    ``LAYERS`` or ``EXPERTS`` axes are batches of matrices. Embeddings, heads, convolutions, scales and biases stay
+    with AdamW, which has Nesterov momentum there (Jordan 2024, "Muon").
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:

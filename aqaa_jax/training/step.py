@@ -46,8 +46,8 @@ def make_train_step(
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
     gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
-    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there for
-    it, not for the metrics. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the rows.
+    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there
+    for it, not for the metrics. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the rows.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")

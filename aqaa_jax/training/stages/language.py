@@ -44,11 +44,9 @@ class LanguageStage:
     @property
     def weights(self) -> Mapping[str, float]:
         """The loss on the answers and, where there are experts, what keeps them in balance."""
-        experts = self.decoder.experts
-        balance = (
-            {} if experts is None else {"expert_balance": experts.balance_weight, "expert_z": experts.router_z_weight}
-        )
-        return {"answer": 1.0, **balance}
+        if (c := self.decoder.experts) is None:
+            return {"answer": 1.0}
+        return {"answer": 1.0, "expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
 
     def init(self, key: jax.Array) -> Decoder:
         model = Decoder(self.decoder, rngs=nnx.Rngs(key))
@@ -69,7 +67,7 @@ class LanguageStage:
         return terms if stats is None else terms | expert_terms(stats, jnp.sum(segments_BL != 0, dtype=jnp.float32))
 
     def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
-        """``new`` with the biases of its routers moved against the load of their experts, whatever the optimizer did."""
+        """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
         experts = self.decoder.experts
         if experts is None or not experts.bias_rate:
             return new
