@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
+    "upcycle": "a dense model as a mixture of experts",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

@@ -14,6 +14,7 @@ from aqaa_jax.checkpoint.folder import PARTS
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import SystemConfig
+from aqaa_jax.convert.layout import Index
 from aqaa_jax.parts import abstract
 
 
@@ -35,23 +36,26 @@ class PartSource:
         self._expected = _expected(config, part)
         self._check()
 
-    def shape(self, name: str, layer: int | None = None) -> tuple[int, ...]:
-        """Of a weight, or of one layer of a stacked one."""
-        shape = tuple(self._expected[name].shape)
-        return shape if layer is None else shape[1:]
+    def shape(self, name: str, index: Index = ()) -> tuple[int, ...]:
+        """Of a weight, or of one element of a stacked one."""
+        return tuple(self._expected[name].shape)[len(index) :]
 
     @property
     def largest(self) -> int:
         """Bytes of the largest tensor that ``read`` gives in one piece."""
         return max(self._bytes(name) for name in self._expected)
 
-    def read(self, name: str, layer: int | None = None, rows: slice | None = None) -> np.ndarray:
-        """A weight, one layer of a stacked one, or some ``rows`` of either; int8 rows come out as float32."""
-        if layer is None:
+    def read(self, name: str, index: Index = (), rows: slice | None = None) -> np.ndarray:
+        """A weight, a layer of a stacked one or an expert of a layer, or some ``rows`` of it; int8 rows as float32."""
+        if not index:
             return self._rows(name, rows)
+        layer, *expert = index
+        cut = slice(expert[0], expert[0] + 1) if expert else rows
         if name in self._reader.shapes:
-            return self._reader.read(name, slice(layer, layer + 1))[0][slice(None) if rows is None else rows]
-        return self._rows(layer_name(name, layer), rows)
+            value = self._reader.read(name, slice(layer, layer + 1))[0][slice(None) if cut is None else cut]
+        else:
+            value = self._rows(layer_name(name, layer), cut)
+        return value[0][slice(None) if rows is None else rows] if expert else value
 
     def _rows(self, name: str, rows: slice | None) -> np.ndarray:
         value = self._reader.read(name, rows)
