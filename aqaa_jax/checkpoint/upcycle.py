@@ -106,8 +106,8 @@ def upcycle(
     """Write the model folder ``output``: that of ``dense`` with experts in its decoder; returns what is stored of it.
 
     The experts are as wide as the dense layer, whatever ``config.mlp``. With ``noise`` 0 the new model computes what
-    the old one does, whatever its routers choose. Raises ``ValueError`` or ``FileNotFoundError`` before anything is written
-    if that cannot be (a shared expert, weights that do not add up to 1), or a folder is not what is expected.
+    the old one does, whatever its routers choose. Raises ``ValueError`` or ``FileNotFoundError`` before anything is
+    written if that cannot be (a shared expert, weights that do not add up to 1), or a folder is not what is expected.
     """
     dense, output = Path(dense), Path(output)
     system = folder.read_config(dense)

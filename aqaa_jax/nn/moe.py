@@ -95,52 +95,61 @@ def apply_experts(
     On each device of a mesh: its tokens, its experts (of all, in the order of the devices), its part of their width.
     ``over``: of weights in pieces (``sharding/manual.py``). ``R``: one row for every choice of a token.
     """
-    B, L, k = experts_BLk.shape
+    (B, L, k), D = experts_BLk.shape, x_BLD.shape[-1]
     axes, width_axes = mesh_axes(EXPERTS), mesh_axes(MLP)
-    experts = gate_EDF.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
-    choice_R = experts_BLk.reshape(-1)
+    devices = jax.lax.axis_size(axes) if axes else 1
+    # Choices in front of tokens: in a TPU's tiles of rows and columns a small axis in between is mostly padding.
+    choice_R, weight_R = (x.reshape(B * L, k).T.reshape(-1) for x in (experts_BLk, weights_BLk))
     order_R = jnp.argsort(choice_R)
-    back_R = jnp.argsort(order_R)
-    sizes_E = jnp.sum(choice_R[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
-    rows_RD = take_rows(x_BLD.reshape(B * L, -1), order_R // k, back_R.reshape(B * L, k))
+    place_kT, token_R = jnp.argsort(order_R).reshape(k, B * L), order_R % (B * L)
+    sizes_E = jnp.sum(choice_R[:, None] == jnp.arange(len(gate_EDF) * devices), axis=0, dtype=jnp.int32)
+    rows_RD = spread(x_BLD.reshape(B * L, D), token_R, place_kT)
+    weight_R1 = spread(weight_R[:, None], order_R, place_kT.reshape(1, -1))
     exchange = plan_exchange(sizes_E, axes) if axes else None
     if exchange is not None:
-        rows_RD = move(rows_RD, exchange.there, exchange.back, len(choice_R) * jax.lax.axis_size(axes), axes)
-        sizes_E = exchange.sizes_E
+        there = functools.partial(
+            move, out=exchange.there, home=exchange.back, count=len(choice_R) * devices, axes=axes
+        )
+        rows_RD, weight_R1, sizes_E = there(rows_RD), there(weight_R1), exchange.sizes_E
     rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
     gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), GATE)
     up_RF = checkpoint_name(grouped_matmul(rows_RD, up_EDF, sizes_E, over[1], len(choice_R)), UP)
-    rows_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, sizes_E, over[2], len(choice_R))
+    # Weighed before the last product, not after: the gradient of the weights then needs no output of the experts.
+    hidden_RF = (jax.nn.silu(gate_RF) * up_RF * weight_R1).astype(x_BLD.dtype)
+    rows_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E, over[2], len(choice_R))
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
-    rows_RD = checkpoint_name(rows_RD, EXPERT_OUT)
-    out_BLkD = take_rows(rows_RD, back_R, order_R[:, None]).reshape(B, L, k, -1)
-    y_BLD = jnp.sum(out_BLkD * weights_BLk[..., None], axis=2).astype(x_BLD.dtype)
+    y_BLD = checkpoint_name(collect(rows_RD, token_R, place_kT).reshape(B, L, D), EXPERT_OUT)
     if width_axes:
         y_BLD = jax.lax.psum(y_BLD, width_axes)
     return y_BLD, jnp.sum(sizes_E).reshape(1, 1)
 
 
 @jax.custom_vjp
-def take_rows(
-    x_TD: Float[Array, "T D"], source_R: Int[Array, "R"], places_Tk: Int[Array, "T k"]
-) -> Float[Array, "R D"]:
-    """``x_TD[source_R]``, where ``places_Tk`` lists the k places of each row: the gradient is a gather too.
+def spread(x_TD: Float[Array, "T D"], token_R: Int[Array, "R"], place_kT: Int[Array, "k T"]) -> Float[Array, "R D"]:
+    """Row r is token ``token_R[r]``; ``place_kT`` has the k places of every token.
 
-    The gradient of a plain gather is a scatter-add, which a TPU does row by row.
+    The gradient is ``collect``, and that of ``collect`` this: of a plain gather it would be a scatter-add, which a TPU
+    does row by row.
     """
-    return x_TD[source_R]
+    return x_TD[token_R]
 
 
-def _take(x_TD: jax.Array, source_R: jax.Array, places_Tk: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return x_TD[source_R], places_Tk
+@jax.custom_vjp
+def collect(rows_RD: Float[Array, "R D"], token_R: Int[Array, "R"], place_kT: Int[Array, "k T"]) -> Float[Array, "T D"]:
+    """The sum over the k rows of every token, added up in float32."""
+    return jnp.sum(rows_RD[place_kT], axis=0, dtype=jnp.float32).astype(rows_RD.dtype)
 
 
-def _give(places_Tk: jax.Array, g_RD: jax.Array) -> tuple[jax.Array, None, None]:
-    return jnp.sum(g_RD[places_Tk], axis=1), None, None
+def _both(forward, backward):
+    return (
+        lambda x, token_R, place_kT: (forward(x, token_R, place_kT), (token_R, place_kT)),
+        lambda kept, g: (backward(g, *kept), None, None),
+    )
 
 
-take_rows.defvjp(_take, _give)
+spread.defvjp(*_both(spread, collect))
+collect.defvjp(*_both(collect, spread))
 
 
 def balanced(bias_E: Float[Array, "*E"], load_E: Float[Array, "*E"], rate: float) -> Float[Array, "*E"]:

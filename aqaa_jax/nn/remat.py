@@ -14,6 +14,7 @@ RESIDUAL = "residual"  # the stream between attention and feed-forward layer
 Q, K, V = "q", "k", "v"
 ATTENTION_OUT = "attention_out"
 ATTENTION_LSE = "attention_lse"
+GATE, UP = "gate", "up"
 EXPERT_IN, EXPERT_OUT = "expert_in", "expert_out"
 
 _ATTENTION = (ATTENTION_OUT, ATTENTION_LSE)
@@ -39,6 +40,7 @@ POLICIES: dict[str, Any] = {
     "full": policies.nothing_saveable,
     "save_attention": _saved(*_ATTENTION, RESIDUAL),
     "save_qkvo": _saved(*_QKVO),
+    "save_products": _saved(*_QKVO, GATE, UP),  # no product is computed again: norms and the like are
     "save_experts": _saved(*_QKVO, EXPERT_IN, EXPERT_OUT),
     "save_dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, _saved(*_ATTENTION)),
     "offload_input": _offloaded(LAYER_INPUT),

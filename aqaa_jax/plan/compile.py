@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -14,18 +15,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from aqaa_jax.config import DecoderConfig, ShardingConfig, VocabConfig
-from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.plan.topology import Topology
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 from aqaa_jax.sharding.axes import BATCH, LENGTH
-from aqaa_jax.training.config import OptimizerConfig
+from aqaa_jax.training.config import StageConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.stages.language import LanguageStage
 from aqaa_jax.training.state import init_state
 from aqaa_jax.training.step import make_train_step
 
 GIB = 2**30
+STAGES = ("pretrain", "sft")
 _OUT = (
     re.compile(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)"),
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
@@ -42,16 +43,17 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """What is planned: a stage of training of a decoder, a batch, a mesh, and the compiler's options."""
+    """What is planned: a stage of training of a decoder as its config says, and the compiler's options."""
 
     decoder: DecoderConfig
     vocab: VocabConfig
-    sharding: ShardingConfig
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    config: StageConfig = field(default_factory=StageConfig)  # batch: rows of a step, length: tokens of a row
     stage: str = "sft"
-    batch: int = 1024  # rows of a step
-    length: int = 4096  # tokens of a row
     flags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sharding(self) -> ShardingConfig:
+        return self.config.loop.sharding
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,37 @@ class Program:
 def compile_step(job: Job, target: Topology) -> Program:
     """Compile the step of ``job`` for ``target``.
 
-    Raises ``DoesNotFit``, or ``ValueError`` for a mesh that does not suit the devices or the shapes.
+    Raises ``DoesNotFit``, or ``ValueError`` for a stage without a plan or a mesh that does not suit devices or shapes.
     """
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
-    stage = LanguageStage(job.stage, job.decoder, job.vocab, cast(Any, None), cast(Any, None), seed=0)
-    optimizer = make_optimizer(job.optimizer, steps=1000)
-    step = make_train_step(stage.loss, stage.weights, optimizer, settle=stage.settle)
     began = time.monotonic()
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
-        state = jax.eval_shape(lambda: init_state(Decoder(job.decoder, rngs=nnx.Rngs(0)), optimizer, ema=False))
+        step, state = step_and_state(job)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = step.lower(_placed(state, mesh, table), _batch(job, mesh, table), _placed(key, mesh, table))
+        lowered = step.lower(_placed(state, mesh, table), abstract_batch(job, mesh, table), _placed(key, mesh, table))
         lowering, began = time.monotonic() - began, time.monotonic()
         compiled = compiled_or_reason(lowered, job.flags)
     return Program(compiled, mesh, lowering, time.monotonic() - began)
+
+
+def step_and_state(job: Job) -> tuple[Any, Any]:
+    """The jitted step of ``job``, the trainer's own, and the shapes of its state."""
+    if job.stage not in STAGES:
+        raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
+    c = job.config
+    nothing = cast(Any, None)  # the loss reads neither examples nor their plan
+    stage = LanguageStage(job.stage, job.decoder, job.vocab, nothing, nothing, seed=0, head_chunk=c.head_chunk)
+    optimizer = make_optimizer(c.optimizer, c.loop.steps)
+    step = make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        microbatches=c.loop.microbatches,
+        by_rows=c.loop.by_rows,
+        settle=stage.settle,
+    )
+    model = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
+    return step, jax.eval_shape(lambda m: init_state(m, optimizer, ema=c.loop.ema_decay > 0), model)
 
 
 def compiled_or_reason(lowered: Any, flags: Mapping[str, str]) -> Any:
@@ -113,9 +132,16 @@ def _placed(tree: Any, mesh: Mesh, table: rules.Rules) -> Any:
     return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _batch(job: Job, mesh: Mesh, table: rules.Rules) -> Any:
+def batch_parts(sharding: ShardingConfig, target: Topology) -> int:
+    """Into how many parts the rows of a batch are split; a batch has at least as many rows."""
+    mesh = meshes.make_mesh(sharding.mesh, target.devices)
+    with partition.partitioning(mesh, rules.rules_of(sharding)):
+        return math.prod(mesh.shape[axis] for axis in partition.mesh_axes(BATCH))
+
+
+def abstract_batch(job: Job, mesh: Mesh, table: rules.Rules) -> Any:
     """A packed batch in which every position carries loss: the most that a step can be asked for."""
-    shape = (job.batch, job.length)
+    shape = (job.config.batch, job.config.length)
     spec = partition.to_spec((BATCH, LENGTH), shape, mesh, table, name="batch")
     dtypes = {name: jnp.int32 for name in ("tokens", "segment_ids", "source", "targets")} | {"loss_mask": jnp.float32}
     place = NamedSharding(mesh, spec)

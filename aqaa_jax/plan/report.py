@@ -7,7 +7,6 @@ matrix, head included and embedding table not, and of causal attention at half i
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from typing import Any
 
@@ -22,7 +21,7 @@ from aqaa_jax.plan.compile import GIB, Job, Program
 from aqaa_jax.plan.replay import Replayed, Traffic, replay
 from aqaa_jax.plan.topology import Topology, torus
 from aqaa_jax.sharding.mesh import describe
-from aqaa_jax.version import __version__
+from aqaa_jax.training.executable import versions
 
 MIB = 2**20
 DOUBTFUL = 1.4  # work done / model FLOPs above which the loops of the program were not understood
@@ -43,25 +42,14 @@ def model_flops(decoder: DecoderConfig, batch: int, length: int) -> float:
     return float(batch * length) * (6 * parameters(decoder)[1] + attention)
 
 
-def versions() -> dict[str, str]:
-    """Of everything that a compiled program depends on."""
-    found = {"aqaa_jax": __version__}
-    for name in ("jax", "jaxlib", "libtpu"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
 def report(job: Job, target: Topology, program: Program, token_budget: float = 0.0) -> dict[str, Any]:
     """The plan of ``job`` on ``target``: everything that ``docs/plans.md`` tabulates, and the collectives."""
     module = hlo.parse(program.compiled.as_text())
     places, chip = torus(target, program.mesh), target.chip
     played = {name: replay(module, places, name) for name in ASSUMPTIONS}
     out, memory = played["emit"], program.compiled.memory_analysis()
-    devices, tokens = len(target.devices), job.batch * job.length
-    model, total = model_flops(job.decoder, job.batch, job.length), parameters(job.decoder)
+    devices, tokens = len(target.devices), job.config.batch * job.config.length
+    model, total = model_flops(job.decoder, job.config.batch, job.config.length), parameters(job.decoder)
     done = (out.sums["matmul_flops"] + out.sums["kernel_flops"]) * devices
     seconds = {name: p.seconds for name, p in played.items()}
     mfu = {name: model / (s * chip.peak * devices) for name, s in seconds.items()}
@@ -69,7 +57,7 @@ def report(job: Job, target: Topology, program: Program, token_budget: float = 0
     plan = {
         "topology": target.name, "slices": target.slices, "chips": target.chips, "devices": devices,
         "stage": job.stage, "mesh": describe(job.sharding.mesh), "strategy": job.sharding.strategy,
-        "batch": job.batch, "seq": job.length, "tokens_per_step": tokens,
+        "batch": job.config.batch, "seq": job.config.length, "tokens_per_step": tokens,
         "parameters": total[0], "model_flops": model,
         "hlo_matmul_flops": out.sums["matmul_flops"] * devices, "hlo_kernel_flops": out.sums["kernel_flops"] * devices,
         "work_over_model": done / model,
@@ -83,7 +71,7 @@ def report(job: Job, target: Topology, program: Program, token_budget: float = 0
         "ideal_seconds": model / (chip.peak * devices),
         "bound": bound(out, places), "streams": streams(out, places),
         "matmul_efficiency": out.sums["matmul_flops"] / (chip.peak * (out.sums["matmul"] or math.inf)),
-        "sync_gather_in_layer_mib": largest_sync_gather(out, job.length) / MIB,
+        "sync_gather_in_layer_mib": largest_sync_gather(out, job.config.length) / MIB,
         "tokens_per_second": tokens / seconds["emit"], "chip_hours_per_step": hours,
         "collectives": collectives(out, places),
         "lower_seconds": program.lowering, "compile_seconds": program.compiling,

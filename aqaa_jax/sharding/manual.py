@@ -42,7 +42,7 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
     def spec_of(leaf: nnx.Variable) -> PartitionSpec:
         value, axes = leaf.get_value(), leaf.get_metadata()["axes"]
         spec = partition.to_spec(axes, value.shape, mesh, rules, name="weight")
-        return PartitionSpec(*(tuple(a for a in entry or () if a in rows) or None for entry in spec))
+        return PartitionSpec(*(tuple(a for a in _names(entry) if a in rows) or None for entry in spec))
 
     specs = jax.tree.map(lambda leaf: leaf.replace(spec_of(leaf)), model, is_leaf=_is_weight)
 
@@ -53,7 +53,7 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
         return jax.tree.map(added, gradients, specs), jax.lax.psum(sums, rows)
 
     def added(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-        split = {name for entry in spec for name in entry or ()}
+        split = {name for entry in spec for name in _names(entry)}
         return jax.lax.psum(gradient, tuple(a for a in rows if a not in split))
 
     in_specs, out_specs = (specs, PartitionSpec(rows), PartitionSpec()), (specs, PartitionSpec())
@@ -93,6 +93,11 @@ def gathered(leaf: nnx.Variable, dtype: DTypeLike) -> jax.Array:
     """The value of a weight, whole; cast to ``dtype`` before it travels, if it has to."""
     over = split_over(leaf)
     return gather(leaf.get_value().astype(dtype), over) if any(over) else leaf.get_value()
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """``PartitionSpec`` writes a tuple of one name as that name."""
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def _is_weight(x: Any) -> bool:

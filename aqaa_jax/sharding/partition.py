@@ -207,3 +207,9 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
 
 def _is_axes(x: Any) -> bool:
     return x is None or (type(x) is tuple and all(a is None or isinstance(a, str) for a in x))
+
+
+def device() -> jax.Device:
+    """A device of the mesh in whose context this is traced, else the default one: which chip code is made for."""
+    context = _CONTEXT.value
+    return jax.devices()[0] if context is None else context.mesh.devices.flat[0]

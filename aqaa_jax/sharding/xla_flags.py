@@ -1,7 +1,7 @@
 """XLA compiler options per TPU generation, one line each with where it comes from; the only place that spells them.
 
-They reach the compiler through ``compiler_options`` of a compile, never through ``LIBTPU_INIT_ARGS``: a plan, a run and a
-saved executable then use the same set, and a name that the installed libtpu does not know is an error. What only the
+They reach the compiler through ``compiler_options`` of a compile, never through ``LIBTPU_INIT_ARGS``: a plan, a run and
+a saved executable then use the same set, and a name that the installed libtpu does not know is an error. What only the
 runtime reads (``RUNTIME``) goes through the environment. ``aqaa plan --check-flags`` compares loss and gradient norm
 with and without a set before a run relies on it.
 
