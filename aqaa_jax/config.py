@@ -189,7 +189,7 @@ class DecoderConfig:
     max_length: int = 32768
     norm_eps: float = 1e-5
     alibi_slopes: tuple[float, ...] = ()  # one per head; empty: the published series (vLLM's step1 has this override)
-    attention: str = "auto"  # | reference | blocked (nn/attention.py)
+    attention: str = "auto"  # | reference | blocked | flash (nn/attention.py)
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
     remat: str = "none"  # what the backward pass finds saved: a policy of nn/remat.py

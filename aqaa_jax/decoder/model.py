@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.decoder.block import Block
+from aqaa_jax.kernels.context import zigzag_back, zigzag_order
 from aqaa_jax.kernels.places import Places
 from aqaa_jax.nn.alibi import segment_positions
 from aqaa_jax.nn.attention import CacheSlots, places_of
@@ -76,9 +77,12 @@ class Decoder(nnx.Module):
         capacity are lost (the caller's error). Raises ``ValueError`` if positions are given with a cache.
         """
         if cache is None:
-            places = self._places(tokens_BL, positions_BL, segment_ids_BL)
-            x_BLD, (_, stats) = self._blocks(self._embed(tokens_BL), places)
-            return (self.norm(x_BLD), stats) if with_aux else self.norm(x_BLD)
+            order_L = zigzag_order(tokens_BL.shape[1])
+            places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
+            x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
+            x_BLD, (_, stats) = self._blocks(x_BLD, places)
+            hidden_BLD = zigzag_back(self.norm(x_BLD))
+            return (hidden_BLD, stats) if with_aux else hidden_BLD
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
         return self._continue(tokens_BL, segment_ids_BL, cache)
@@ -132,10 +136,19 @@ class Decoder(nnx.Module):
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0, mode="clip").astype(self.config.dtype)
         return constrain(x_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
 
-    def _places(self, tokens_BL: jax.Array, positions_BL: jax.Array | None, segment_ids_BL: jax.Array | None) -> Places:
+    def _places(
+        self,
+        tokens_BL: jax.Array,
+        positions_BL: jax.Array | None,
+        segment_ids_BL: jax.Array | None,
+        order_L: Any = None,
+    ) -> Places:
         if positions_BL is None:
             one_row_1L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions_BL = one_row_1L if segment_ids_BL is None else segment_positions(segment_ids_BL)
+        if order_L is not None:
+            positions_BL = positions_BL[:, order_L]
+            segment_ids_BL = None if segment_ids_BL is None else segment_ids_BL[:, order_L]
         return places_of(self.config.attention, positions_BL, positions_BL, segment_ids_BL, segment_ids_BL)
 
     def _over_layers(self, step: Any, carry: Any, remat: str = "none") -> tuple[Any, Any]:

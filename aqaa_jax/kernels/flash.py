@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from aqaa_jax.kernels.flash_backward import d_keys_values, d_queries
 from aqaa_jax.kernels.places import FORBIDDEN, first_and_last, padded, sqrt_distance, visible_blocks
-from aqaa_jax.kernels.tile_math import LOWEST, as_columns, dot, over_lanes
+from aqaa_jax.kernels.tile_math import LOWEST, as_columns, dot, for_each, over_lanes, put_lane
 from aqaa_jax.kernels.tiles import LANES, Tiles, tiles
 
 _HIDDEN = -1e9  # below any logit of a visible key, above those of a forbidden one
@@ -87,7 +87,7 @@ def forward(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile):
     column = pltpu.VMEM((tile.queries, LANES), jnp.int32)
     sums = pltpu.VMEM((G, tile.queries, LANES), jnp.float32)
     return pl.pallas_call(
-        partial(_forward_kernel, scale=scale * math.log2(math.e)),
+        partial(_forward_kernel, scale=scale * math.log2(math.e), unrolled=not tile.interpret),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=grid,
@@ -129,6 +129,7 @@ def _forward_kernel(
     outs,
     *,
     scale,
+    unrolled,
 ):
     """One block of keys for one block of queries of all heads of a group; ``tops`` and ``sums`` alike in all lanes.
 
@@ -151,7 +152,8 @@ def _forward_kernel(
         columns = (over_lanes(x[...], k_size) for x in (q_place_columns, q_segment_columns))
         q_place, q_segment = columns
         distance = sqrt_distance(q_place, k_places[0], q_segment, k_segments[0])
-        for g in range(G):
+
+        def head(g, _):
             logits = dot(q[0, 0, g], k[0, 0], (1, 1)) * scale - slopes[h, g] * distance
             top = tops[g]
             new = jnp.maximum(top, jnp.max(logits, axis=1, keepdims=True))
@@ -161,11 +163,19 @@ def _forward_kernel(
             sums[g] = shrink * sums[g] + sum(weights[:, at : at + LANES] for at in range(0, k_size, LANES))
             outs[g] = over_lanes(shrink, H) * outs[g] + dot(weights.astype(v.dtype), v[0, 0])
 
+        for_each(G, head, None, unrolled=unrolled)
+
     @pl.when(j == pl.num_programs(3) - 1)
     def finish():
-        for g in range(G):
-            seen, total = tops[g] > _HIDDEN, jnp.sum(sums[g], axis=1, keepdims=True)
-            share = jnp.where(seen, 1.0 / jnp.maximum(total, 1e-30), 0.0)
-            out[0, 0, g] = (outs[g] * over_lanes(share, H)).astype(out.dtype)
-            log_sums = jnp.where(seen, tops[g] + jnp.log2(jnp.maximum(total, 1e-30)), FORBIDDEN)
-            log_sum[0, 0, g] = log_sums.T[0]
+        def head(g, carry):
+            all_tops, totals = carry
+            seen, total = tops[g] > _HIDDEN, jnp.maximum(jnp.sum(sums[g], axis=1, keepdims=True), 1e-30)
+            share = over_lanes(jnp.where(seen, 1.0 / jnp.broadcast_to(total, seen.shape), 0.0), H)
+            out[0, 0, g] = (outs[g] * share).astype(out.dtype)
+            return put_lane(all_tops, g, tops[g]), put_lane(totals, g, total)
+
+        # One lane for each head: the logarithm and the transpose are then made once for all.
+        nothing = jnp.zeros((q_size, LANES))
+        all_tops, totals = for_each(G, head, (nothing, nothing + 1), unrolled=unrolled)
+        log_sums = jnp.where(all_tops > _HIDDEN, all_tops + jnp.log2(totals), FORBIDDEN)
+        log_sum[0, 0] = log_sums.T[:G]

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from aqaa_jax.kernels.places import first_and_last, sqrt_distance, visible_blocks
-from aqaa_jax.kernels.tile_math import as_columns, dot, over_lanes
+from aqaa_jax.kernels.tile_math import as_columns, dot, for_each, over_lanes
 from aqaa_jax.kernels.tiles import LANES
 
 
@@ -31,7 +31,7 @@ def d_queries(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL, sl
     column = pltpu.VMEM((tile.queries, LANES), jnp.int32)
     columns = pltpu.VMEM((G, tile.queries, LANES), jnp.float32)
     return pl.pallas_call(
-        partial(_d_queries_kernel, scale=scale),
+        partial(_d_queries_kernel, scale=scale, unrolled=not tile.interpret),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, L // tile.queries, k_BKSH.shape[2] // tile.keys),
@@ -72,6 +72,7 @@ def _d_queries_kernel(
     d_qs,
     *,
     scale,
+    unrolled,
 ):
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
     G, k_size = q.shape[2], k.shape[2]
@@ -89,12 +90,15 @@ def _d_queries_kernel(
     def add():
         q_place, q_segment = (over_lanes(x[...], k_size) for x in (q_place_columns, q_segment_columns))
         distance = sqrt_distance(q_place, k_places[0], q_segment, k_segments[0])
-        for g in range(G):
+
+        def head(g, _):
             logits = dot(q[0, 0, g], k[0, 0], (1, 1)) * (scale * math.log2(math.e)) - slopes[h, g] * distance
             weights = jnp.exp2(logits - over_lanes(log_sums[g], k_size))
             d_weights = dot(d_out[0, 0, g], v[0, 0], (1, 1))
             d_logits = weights * (d_weights - over_lanes(deltas[g], k_size))
             d_qs[g] += dot(d_logits.astype(k.dtype), k[0, 0])
+
+        for_each(G, head, None, unrolled=unrolled)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def finish():
@@ -122,7 +126,7 @@ def d_keys_values(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL
     column = pltpu.VMEM((tile.keys, LANES), jnp.int32)
     gathered = pltpu.VMEM((tile.keys, H), jnp.float32)
     return pl.pallas_call(
-        partial(_d_keys_values_kernel, scale=scale),
+        partial(_d_keys_values_kernel, scale=scale, unrolled=not tile.interpret),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, k_BKSH.shape[2] // tile.keys, L // tile.queries),
@@ -163,6 +167,7 @@ def _d_keys_values_kernel(
     d_vs,
     *,
     scale,
+    unrolled,
 ):
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
     _, _, G, q_size, _ = q.shape
@@ -178,13 +183,16 @@ def _d_keys_values_kernel(
     def add():
         k_place, k_segment = (over_lanes(x[...], q_size) for x in (k_place_columns, k_segment_columns))
         distance = sqrt_distance(q_places[0], k_place, q_segments[0], k_segment)
-        for g in range(G):
+
+        def head(g, _):
             logits = dot(k[0, 0], q[0, 0, g], (1, 1)) * (scale * math.log2(math.e)) - slopes[h, g] * distance
-            weights = jnp.exp2(logits - log_sum[0, 0, g : g + 1])
+            weights = jnp.exp2(logits - log_sum[0, 0, pl.ds(g, 1)])
             d_vs[...] += dot(weights.astype(v.dtype), d_out[0, 0, g])
             d_weights = dot(v[0, 0], d_out[0, 0, g], (1, 1))
-            d_logits = weights * (d_weights - delta[0, 0, g : g + 1])
+            d_logits = weights * (d_weights - delta[0, 0, pl.ds(g, 1)])
             d_ks[...] += dot(d_logits.astype(q.dtype), q[0, 0, g])
+
+        for_each(G, head, None, unrolled=unrolled)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def finish():

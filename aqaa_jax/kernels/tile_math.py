@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,3 +28,17 @@ def as_columns(row: jax.Array) -> jax.Array:
 def over_lanes(columns: jax.Array, n: int) -> jax.Array:
     """``[m, 128]`` equal in all lanes to ``[m, n]``."""
     return columns[:, :n] if n <= LANES else jnp.tile(columns, (1, n // LANES))
+
+
+def put_lane(columns: jax.Array, lane: jax.Array | int, x: jax.Array) -> jax.Array:
+    """``columns`` with those of ``x`` in one lane; both ``[n, 128]``."""
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, columns.shape, 1) == lane, x, columns)
+
+
+def for_each(n: int, step: Callable[[Any, Any], Any], carry: Any, *, unrolled: bool) -> Any:
+    """``carry = step(i, carry)`` for all of ``n``: unrolled for a compiler that overlaps the steps, else as a loop."""
+    if not unrolled:
+        return jax.lax.fori_loop(0, n, step, carry)
+    for i in range(n):
+        carry = step(i, carry)
+    return carry

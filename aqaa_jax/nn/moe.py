@@ -18,7 +18,7 @@ from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.params import fan_in, normal, weight
 from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT, GATE, UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
-from aqaa_jax.sharding.axes import BATCH, EMBED, EXPERTS, LENGTH, MLP, NORM
+from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EMBED, EXPERT_EMBED, EXPERTS, LENGTH, MLP, NORM
 from aqaa_jax.sharding.manual import Gather, gathered, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
 
@@ -48,7 +48,7 @@ class MoE(nnx.Module):
         """``out_scale``: of the variance of the weights that write to the residual stream."""
         check_experts(config)
         c = self.config = config
-        into, out = (EXPERTS, EMBED, MLP), (EXPERTS, MLP, EMBED)
+        into, out = (EXPERTS, EXPERT_EMBED, MLP), (EXPERTS, MLP, EXPERT_EMBED)
         self.router = weight(rngs, (embed, c.experts), (EMBED, NORM), normal(), dtype)
         self.bias = RouterBias(jnp.zeros(c.experts, jnp.float32), axes=(NORM,)) if c.bias_rate else None
         self.gate = weight(rngs, (c.experts, embed, c.mlp), into, fan_in(batch_axis=(0,)), dtype)
@@ -69,7 +69,7 @@ class MoE(nnx.Module):
         over = tuple(split_over(w) for w in (self.gate, self.up, self.down))
         apply = per_shard(
             functools.partial(apply_experts, over=over),
-            (token, token, token, (EXPERTS, None, MLP), (EXPERTS, None, MLP), (EXPERTS, MLP, None)),
+            (token, token, token, (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, MLP, None)),
             (token, (BATCH, LENGTH)),
         )
         # Cast before they are gathered: half the bytes.
@@ -96,7 +96,7 @@ def apply_experts(
     ``over``: of weights in pieces (``sharding/manual.py``). ``R``: one row for every choice of a token.
     """
     (B, L, k), D = experts_BLk.shape, x_BLD.shape[-1]
-    axes, width_axes = mesh_axes(EXPERTS), mesh_axes(MLP)
+    axes, width_axes = mesh_axes(ACT_EXPERTS), mesh_axes(MLP)
     devices = jax.lax.axis_size(axes) if axes else 1
     # Choices in front of tokens: in a TPU's tiles of rows and columns a small axis in between is mostly padding.
     choice_R, weight_R = (x.reshape(B * L, k).T.reshape(-1) for x in (experts_BLk, weights_BLk))

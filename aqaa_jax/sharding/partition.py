@@ -213,3 +213,9 @@ def device() -> jax.Device:
     """A device of the mesh in whose context this is traced, else the default one: which chip code is made for."""
     context = _CONTEXT.value
     return jax.devices()[0] if context is None else context.mesh.devices.flat[0]
+
+
+def split_of(logical: str) -> int:
+    """Over how many devices ``logical`` is split; 1 outside of ``partitioning``."""
+    context = _CONTEXT.value
+    return 1 if context is None else math.prod(context.mesh.shape[a] for a in mesh_axes(logical))

@@ -11,7 +11,7 @@ from tests.kernels.cases import check, inputs, packed, rows_of, whole
 
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1e-6), (jnp.bfloat16, 5e-3)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("N", "K", "H"), [(12, 1, 64), (6, 2, 128)])
-def test_equals_the_reference(N, K, H, dtype, limit):
+def test_equals_the_formula(N, K, H, dtype, limit):
     B, L = 4, 83
     check(functools.partial(blocked_attention, block=32), inputs(B, L, N, K, H, dtype), rows_of(packed(B, L)), limit)
 
