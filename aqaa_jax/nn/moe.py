@@ -68,7 +68,7 @@ class MoE(nnx.Module):
         token = (BATCH, LENGTH, None)
         over = tuple(split_over(w) for w in (self.gate, self.up, self.down))
         apply = per_shard(
-            functools.partial(apply_experts, over=over),
+            functools.partial(apply_experts, experts=self.config.experts, over=over),
             (token, token, token, (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, MLP, None)),
             (token, (BATCH, LENGTH)),
         )
@@ -88,12 +88,14 @@ def apply_experts(
     gate_EDF: Float[Array, "E D F"],
     up_EDF: Float[Array, "E D F"],
     down_EFD: Float[Array, "E F D"],
+    *,
+    experts: int,
     over: tuple[Gather, Gather, Gather] = ((), (), ()),
 ) -> tuple[Float[Array, "B L D"], Int[Array, "1 1"]]:
     """The weighted sum of the chosen experts' outputs, and how many choices were answered by the experts given here.
 
-    On each device of a mesh: its tokens, its experts (of all, in the order of the devices), its part of their width.
-    ``over``: of weights in pieces (``sharding/manual.py``). ``R``: one row for every choice of a token.
+    On each device of a mesh: its tokens, its part of the ``experts`` there are (in the order of the devices) and
+    of their width. ``over``: of weights in pieces (``sharding/manual.py``). ``R``: one row for every choice of a token.
     """
     (B, L, k), D = experts_BLk.shape, x_BLD.shape[-1]
     axes, width_axes = mesh_axes(ACT_EXPERTS), mesh_axes(MLP)
@@ -102,7 +104,7 @@ def apply_experts(
     choice_R, weight_R = (x.reshape(B * L, k).T.reshape(-1) for x in (experts_BLk, weights_BLk))
     order_R = jnp.argsort(choice_R)
     place_kT, token_R = jnp.argsort(order_R).reshape(k, B * L), order_R % (B * L)
-    sizes_E = jnp.sum(choice_R[:, None] == jnp.arange(len(gate_EDF) * devices), axis=0, dtype=jnp.int32)
+    sizes_E = jnp.sum(choice_R[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
     rows_RD = spread(x_BLD.reshape(B * L, D), token_R, place_kT)
     weight_R1 = spread(weight_R[:, None], order_R, place_kT.reshape(1, -1))
     exchange = plan_exchange(sizes_E, axes) if axes else None

@@ -33,6 +33,7 @@ MESHES = [  # the axis alone, pairs with it, three, and the others without it
     ("expert", {"data": 2, "expert": 4}),
     ("expert_fsdp", {"fsdp": 4, "expert": 2}),
     ("expert_fsdp_tensor", {"expert": 4, "tensor": 2}),
+    ("fsdp_whole_experts", {"fsdp": 4, "expert": 2}),
 ]
 MORE_MESHES = [
     ("expert", {"expert": 2, "context": 2}),

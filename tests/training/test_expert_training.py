@@ -95,9 +95,10 @@ def test_a_resumed_run_is_the_run(straight, tmp_path):
     [
         {"microbatches": 2},
         {"by_rows": True, "sharding": ShardingConfig(MeshConfig(fsdp=2, expert=4), "expert_fsdp")},
+        {"by_rows": True, "sharding": ShardingConfig(MeshConfig(fsdp=4, expert=2), "fsdp_whole_experts")},
         {"sharding": ShardingConfig(MeshConfig(fsdp=2, expert=2, tensor=2), "expert_fsdp_tensor")},
     ],
-    ids=["microbatches", "by rows", "tensor"],
+    ids=["microbatches", "by rows", "by rows, whole experts", "tensor"],
 )
 @pytest.mark.long
 def test_how_it_is_computed_changes_little(straight, tmp_path, changes):
