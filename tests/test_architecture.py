@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "aqaa_jax"
 FLOORS = (
-    {"atomic", "config", "shapes", "version"},
+    {"atomic", "config", "shapes", "values", "version"},
     {"sharding"},
     {"kernels"},
     {"nn", "dsp", "tokens", "checkpoint"},

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqaa_jax.nn import grouped_matmul as gm
-from aqaa_jax.nn.grouped_matmul import grouped_matmul, outer_kernel, product_kernel, visits
+from aqaa_jax.nn import grouped_kernels
+from aqaa_jax.nn.grouped_kernels import outer_kernel, product_kernel, visits
+from aqaa_jax.nn.grouped_matmul import grouped_matmul
 
 # Sizes of groups: all kinds of borders within tiles of 64 rows, groups without rows, rows of no group at the end.
 SIZES = {
@@ -23,7 +24,7 @@ def small_tiles():
     """Several tiles of the contracted width and of the rows."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("INNER", 128), ("OUTER", 128), ("ROWS", 64), ("FINE_ROWS", 16)):
-            patch.setattr(gm, name, value)
+            patch.setattr(grouped_kernels, name, value)
         yield
     for kernel in (product_kernel, outer_kernel):
         kernel.clear_cache()

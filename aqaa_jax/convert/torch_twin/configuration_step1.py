@@ -2,6 +2,18 @@
 
 from transformers import PretrainedConfig
 
+EXPERTS = {
+    "n_routed_experts": 0,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 0,
+    "shared_expert_intermediate_size": 0,
+    "scoring_func": "softmax",
+    "norm_topk_prob": True,
+    "router_aux_loss_coef": 0.0,
+    "router_z_loss_coef": 0.0,
+    "router_bias_update_rate": 0.0,
+}
+
 
 class Step1Config(PretrainedConfig):
     """The published fields of Step-Audio's ``config.json``, and some of our own.
@@ -29,15 +41,6 @@ class Step1Config(PretrainedConfig):
         max_seq_len=32768,
         rms_norm_eps=1e-5,
         alibi_slopes=None,
-        n_routed_experts=0,
-        num_experts_per_tok=1,
-        moe_intermediate_size=0,
-        shared_expert_intermediate_size=0,
-        scoring_func="softmax",
-        norm_topk_prob=True,
-        router_aux_loss_coef=0.0,
-        router_z_loss_coef=0.0,
-        router_bias_update_rate=0.0,
         initializer_range=0.02,
         use_cache=True,
         bos_token_id=1,
@@ -55,10 +58,14 @@ class Step1Config(PretrainedConfig):
             raise ValueError(
                 f"alibi_slopes has {len(alibi_slopes)} values, expected one per head: {num_attention_heads}"
             )
-        if n_routed_experts and (not 1 <= num_experts_per_tok <= n_routed_experts):
-            raise ValueError(f"num_experts_per_tok is {num_experts_per_tok}, expected 1 to {n_routed_experts}")
-        if scoring_func not in ("softmax", "sigmoid"):
-            raise ValueError(f"scoring_func is {scoring_func!r}, expected softmax or sigmoid")
+        for name, default in EXPERTS.items():
+            setattr(self, name, kwargs.pop(name, default))
+        if self.n_routed_experts and not 1 <= self.num_experts_per_tok <= self.n_routed_experts:
+            raise ValueError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to {self.n_routed_experts}"
+            )
+        if self.scoring_func not in ("softmax", "sigmoid"):
+            raise ValueError(f"scoring_func is {self.scoring_func!r}, expected softmax or sigmoid")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -68,15 +75,6 @@ class Step1Config(PretrainedConfig):
         self.max_seq_len = max_seq_len
         self.rms_norm_eps = rms_norm_eps
         self.alibi_slopes = alibi_slopes
-        self.n_routed_experts = n_routed_experts
-        self.num_experts_per_tok = num_experts_per_tok
-        self.moe_intermediate_size = moe_intermediate_size
-        self.shared_expert_intermediate_size = shared_expert_intermediate_size
-        self.scoring_func = scoring_func
-        self.norm_topk_prob = norm_topk_prob
-        self.router_aux_loss_coef = router_aux_loss_coef
-        self.router_z_loss_coef = router_z_loss_coef
-        self.router_bias_update_rate = router_bias_update_rate
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         super().__init__(
