@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Several processes on this machine, joined by jax.distributed as the hosts of a slice are: virtual CPU devices, gloo.
+#   launch/local.sh --processes=2 --devices=4 [--logs=DIR] COMMAND ARGUMENT...
+# Process 0 speaks on the terminal; each has its log DIR/process-I.log. When one ends badly the others are ended too, and
+# its exit code is the result. SIGTERM and SIGINT go to all of them, which save and end with 143.
+set -uo pipefail
+
+PROCESSES=2 DEVICES=4 FOLDER=out/local GRACE=${AQAA_GRACE_SECONDS:-30}
+while [[ ${1:-} == --*=* ]]; do
+  case $1 in
+    --processes=*) PROCESSES=${1#*=} ;;
+    --devices=*) DEVICES=${1#*=} ;;
+    --logs=*) FOLDER=${1#*=} ;;
+    *) echo "local.sh: there is no option $1" >&2 && exit 2 ;;
+  esac
+  shift
+done
+if ! [[ $PROCESSES =~ ^[1-9][0-9]*$ && $DEVICES =~ ^[1-9][0-9]*$ ]] || (($# == 0)); then
+  echo "usage: launch/local.sh --processes=N --devices=N [--logs=DIR] COMMAND ARGUMENT..." >&2
+  exit 2
+fi
+mkdir -p "$FOLDER" || exit 2
+PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit 1
+
+declare -a PIDS=()
+RESULT=0 TOLD=''
+
+# end_all: what still runs is asked to save, and killed when it takes too long.
+end_all() {
+  local waited
+  kill -TERM "${PIDS[@]}" 2>/dev/null
+  for ((waited = 0; waited < GRACE * 10; waited++)); do
+    kill -0 "${PIDS[@]}" 2>/dev/null || return
+    sleep 0.1
+  done
+  kill -KILL "${PIDS[@]}" 2>/dev/null
+}
+
+trap 'TOLD=1; kill -TERM "${PIDS[@]}" 2>/dev/null' TERM INT
+
+export JAX_PLATFORMS=cpu
+XLA_FLAGS="$(sed 's/--xla_force_host_platform_device_count=[0-9]*//' <<<"${XLA_FLAGS:-}") --xla_force_host_platform_device_count=$DEVICES"
+export XLA_FLAGS
+for ((i = 0; i < PROCESSES; i++)); do
+  log=$FOLDER/process-$i.log
+  if ((i == 0)); then
+    AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null > >(exec tee -a "$log") 2>&1 &
+  else
+    AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null >>"$log" 2>&1 &
+  fi
+  PIDS+=($!)
+done
+
+declare -A LEFT=()
+for ((i = 0; i < PROCESSES; i++)); do LEFT[${PIDS[i]}]=$i; done
+while ((${#LEFT[@]})); do
+  ended=''
+  wait -n -p ended "${!LEFT[@]}"
+  code=$?
+  if [[ -z $ended ]]; then continue; fi # a signal came in
+  which=${LEFT[$ended]}
+  unset "LEFT[$ended]"
+  if ((code != 0 && RESULT == 0)); then
+    RESULT=$code
+    # With 143 it saved, and so do the others, at the same step.
+    echo "local.sh: process $which ended with code $code; ending the others. Its log: $FOLDER/process-$which.log" >&2
+    if ((${#LEFT[@]})); then end_all; fi
+  fi
+done
+if [[ -n $TOLD ]] && ((RESULT == 0)); then RESULT=143; fi
+exit "$RESULT"
