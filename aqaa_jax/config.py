@@ -38,6 +38,8 @@ def to_dict(value: Any) -> Any:
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [to_dict(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: to_dict(v) for k, v in value.items()}
     return value
 
 
@@ -49,12 +51,43 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_dict(hint, value, where=where)
     if typing.get_origin(hint) is tuple:
+        if isinstance(value, str):
+            raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected a list")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(inner, v, where) for v in value)
+    if typing.get_origin(hint) is Mapping:
+        inner = typing.get_args(hint)[1]
+        return {k: _convert(inner, v, f"{where}{k}.") for k, v in value.items()}
     expected = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint)
     if expected and (not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool)):
         raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected {hint.__name__}")
     return float(value) if hint is float else value
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; -1 on one axis within a slice, or between slices: all that are left.
+
+    The first five are within a slice, where links are fast; ``dcn_data`` and ``dcn_fsdp`` are numbers of slices,
+    which prolong the axes ``data`` and ``fsdp`` across the data-centre network.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+    dcn_data: int = 1
+    dcn_fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """Devices, and what is split over which of them."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    strategy: str = "data"  # a table of ``sharding/rules.py``
+    rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # logical axis -> mesh axes, in place of its own
 
 
 @dataclass(frozen=True)

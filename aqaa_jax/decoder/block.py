@@ -10,7 +10,7 @@ from aqaa_jax.nn.attention import Attention, CacheSlots
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import fan_in
-from aqaa_jax.sharding.axes import ACT_EMBED, BATCH, LENGTH
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, BATCH
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -42,6 +42,6 @@ class Block(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], distance_BLS: Float[Array, "#B L S"], cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         attended_BLD, cache = self.attention(self.attention_norm(x_BLD), distance_BLS, cache)
-        x_BLD = constrain(x_BLD + attended_BLD, BATCH, LENGTH, ACT_EMBED)
-        x_BLD = constrain(x_BLD + self.mlp(self.mlp_norm(x_BLD)), BATCH, LENGTH, ACT_EMBED)
+        x_BLD = constrain(x_BLD + attended_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
+        x_BLD = constrain(x_BLD + self.mlp(self.mlp_norm(x_BLD)), BATCH, ACT_LENGTH, ACT_EMBED)
         return x_BLD, cache

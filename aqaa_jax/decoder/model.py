@@ -20,7 +20,7 @@ from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
 from aqaa_jax.nn.stack import scan, stack
-from aqaa_jax.sharding.axes import ACT_EMBED, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
+from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:
         x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
-        return constrain(x_BLD, BATCH, LENGTH, ACT_EMBED)
+        return constrain(x_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
 
     def _over_layers(self, step: Any, carry: Any, remat: bool = False) -> tuple[Any, Any]:
         """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""

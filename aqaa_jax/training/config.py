@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aqaa_jax.config import SystemConfig
+from aqaa_jax.config import ShardingConfig, SystemConfig
 
 STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain", "sft", "package")
 
@@ -35,8 +35,7 @@ class LoopConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
-    mesh: tuple[int, ...] = (1, 1, 1)
-    strategy: str = "data"
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
 
 
 @dataclass(frozen=True)

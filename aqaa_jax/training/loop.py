@@ -82,7 +82,7 @@ def train(
         state = store.restore(latest, state)
         say(f"[{stage.name}] resuming from step {latest}")
     train_step = make_train_step(stage.loss, stage.weights, optimizer, ema_decay=loop.ema_decay)
-    mesh, table = meshes.make_mesh(loop.mesh), rules.strategy(loop.strategy)
+    mesh, table = meshes.make_mesh(loop.sharding.mesh), rules.rules_of(loop.sharding)
     interrupted = _on_sigterm()
     with partition.partitioning(mesh, table), (run_dir / "metrics.jsonl").open("a") as journal:
         progress = _Progress(stage.name, int(state.step), loop, journal, say)
