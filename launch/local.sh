@@ -25,11 +25,11 @@ PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 declare -a PIDS=()
 RESULT=0 TOLD=''
 
-# end_all: what still runs is asked to save, and killed when it takes too long.
+# end_all SECONDS: what still runs is asked to save, and killed when it takes longer.
 end_all() {
   local waited
   kill -TERM "${PIDS[@]}" 2>/dev/null
-  for ((waited = 0; waited < GRACE * 10; waited++)); do
+  for ((waited = 0; waited < $1 * 10; waited++)); do
     kill -0 "${PIDS[@]}" 2>/dev/null || return
     sleep 0.1
   done
@@ -39,8 +39,7 @@ end_all() {
 trap 'TOLD=1; kill -TERM "${PIDS[@]}" 2>/dev/null' TERM INT
 
 export JAX_PLATFORMS=cpu
-XLA_FLAGS="$(sed 's/--xla_force_host_platform_device_count=[0-9]*//' <<<"${XLA_FLAGS:-}") --xla_force_host_platform_device_count=$DEVICES"
-export XLA_FLAGS
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES" # the last one counts
 for ((i = 0; i < PROCESSES; i++)); do
   log=$FOLDER/process-$i.log
   if ((i == 0)); then
@@ -62,9 +61,9 @@ while ((${#LEFT[@]})); do
   unset "LEFT[$ended]"
   if ((code != 0 && RESULT == 0)); then
     RESULT=$code
-    # With 143 it saved, and so do the others, at the same step.
     echo "local.sh: process $which ended with code $code; ending the others. Its log: $FOLDER/process-$which.log" >&2
-    if ((${#LEFT[@]})); then end_all; fi
+    # One that was told to stop saves together with the others; without one that died they can only hang.
+    if ((${#LEFT[@]})); then end_all $((code == 143 ? GRACE : GRACE / 10)); fi
   fi
 done
 if [[ -n $TOLD ]] && ((RESULT == 0)); then RESULT=143; fi

@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "ask": "answer a spoken question with speech",
     "train": "train the stages of a config",
+    "preflight": "check every host before a run",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",

@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them, talking before there are devices, and stopping at one step.
+"""Several processes as one run: joining them, and talking before there are devices.
 
 The launcher says what to join in ``AQAA_DISTRIBUTED``: ``auto`` on TPU hosts, which find each other, or
 ``I/N@HOST:PORT``, process I of N. Without it there is one process and everything here is local.
@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax._src import distributed as jax_distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
+Tree = TypeVar("Tree")
 VARIABLE = "AQAA_DISTRIBUTED"
-STOPPED = 143  # exit code after SIGTERM: what was reached is saved
 HOURS_24 = 24 * 3600.0
 
 
@@ -89,14 +89,8 @@ def barrier(name: str, *, seconds: float = HOURS_24) -> None:
         client.wait_at_barrier(f"aqaa/{name}", int(1000 * seconds))
 
 
-def stop_signal() -> Callable[[int], bool]:
-    """A function of the step, to be asked after every one: whether to save and stop there, after SIGTERM.
-
-    With several processes all get the same answer at the same step, whichever of them was signalled.
-    """
-    if processes() > 1:
-        return multihost_utils.reached_preemption_sync_point
-    event = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: event.set())
-    return lambda step: event.is_set()
+def whole(tree: Tree) -> Tree:
+    """``tree`` with every array whole in this process, whatever was split over others; itself if it is alone."""
+    if processes() == 1:
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aqaa_jax
+from aqaa_jax.config import MeshConfig, ShardingConfig
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 from aqaa_jax.sharding.axes import BATCH
@@ -128,7 +128,9 @@ def _clocks(hosts: Sequence[str], limit: float) -> Check:
     distributed.barrier("clocks", seconds=600)
     times = np.array([float(text) for text in distributed.exchange("clocks", repr(time.time()))])
     off = times - np.median(times)
-    wrong = tuple(f"{h} is {o:+.2f} s off; at most {limit:g} s" for h, o in zip(hosts, off, strict=True) if abs(o) > limit)
+    wrong = tuple(
+        f"{h} is {o:+.2f} s off; at most {limit:g} s" for h, o in zip(hosts, off, strict=True) if abs(o) > limit
+    )
     return Check("clocks", f"within {np.ptp(times):.3f} s", wrong)
 
 
@@ -183,7 +185,9 @@ def _devices(hosts: Sequence[str], wanted: int) -> Check:
 
 def _bandwidth(hosts: Sequence[str], expected: Expected) -> Check:
     """Time of an all-reduce over all devices; each moves 2 (n - 1) / n of its bytes in and out."""
-    mesh, table = _all_devices()
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    mesh = meshes.make_mesh(MeshConfig(data=-1, dcn_data=slices))
+    table = rules.rules_of(ShardingConfig(strategy="data"))
     count, width = jax.device_count(), int(expected.megabytes * 1e6 / 4)
     spec = partition.to_spec((BATCH, None), (count, width), mesh, table, name="all-reduce")
     placed = jax.sharding.NamedSharding(mesh, spec)
@@ -207,7 +211,9 @@ def _bandwidth(hosts: Sequence[str], expected: Expected) -> Check:
         for host, report in zip(hosts, said, strict=True)
         if report["rate"] < expected.min_bandwidth
     ]
-    wrong = [f"{host}: the sum over all devices is wrong" for host, r in zip(hosts, said, strict=True) if not r["right"]]
+    wrong = [
+        f"{host}: the sum over all devices is wrong" for host, r in zip(hosts, said, strict=True) if not r["right"]
+    ]
     rate = min(report["rate"] for report in said)
     found = f"{rate:.2f} GB/s per device, {expected.megabytes:g} MB over {count} devices"
     return Check("all-reduce", found, tuple(wrong + slow))

@@ -12,10 +12,10 @@ open_run_dir() {
   [[ ${SET[run-dir]} =~ ^gs://[^/]+/.+ ]] || die 2 "--run-dir is ${SET[run-dir]}; expected gs://BUCKET/PATH, which every host can reach"
   RUN=${SET[run-dir]%/}
   LOGS=${SET[logs]:-$ROOT/out/launch}/${SET[name]}
-  mkdir -p "$LOGS"
-  pack_code "$WORK/$SHA.tar.gz"
+  once mkdir -p "$LOGS"
+  pack_code "$WORK/$SHA.tar"
   snapshot "$WORK/launch.txt"
-  must gcloud storage cp "$WORK/$SHA.tar.gz" "$RUN/launch/$SHA.tar.gz" "--project=${SET[project]}"
+  must gcloud storage cp "$WORK/$SHA.tar" "$RUN/launch/$SHA.tar" "--project=${SET[project]}"
   must gcloud storage cp "$WORK/launch.txt" "$RUN/launch/$(date -u +%Y%m%dT%H%M%SZ).txt" "--project=${SET[project]}"
 }
 
@@ -25,7 +25,7 @@ progress() {
 }
 
 collect_logs() { # every host leaves its log in the run directory
-  mkdir -p "$LOGS/workers"
+  once mkdir -p "$LOGS/workers"
   cloud gcloud storage cp --recursive "$RUN/launch/logs/*" "$LOGS/workers/" "--project=${SET[project]}" ||
     say "no logs of workers in $RUN/launch/logs"
 }

@@ -21,9 +21,9 @@ choose_code() {
   say "shipping uncommitted changes of tracked files as $SHA"
 }
 
-# pack_code FILE: the archive of SHA.
+# pack_code FILE: the archive of SHA; not compressed, since most of it is weights.
 pack_code() {
-  once git -C "$ROOT" archive --format=tar.gz -o "$1" "$SHA" -- "${SHIPPED[@]}"
+  once git -C "$ROOT" archive --format=tar -o "$1" "$SHA" -- "${SHIPPED[@]}"
 }
 
 # snapshot FILE: what this launch is, for the run directory.

@@ -100,7 +100,7 @@ refuse_quota() {
 # A run is where its newest saved steps are: their sum over the stages. It grows with every save and never falls.
 steps_saved() { # folders of saved steps, one in each line
   awk -F/ '{ n = $NF == "" ? NF - 1 : NF }
-    $n ~ /^[0-9]+$/ && $(n - 1) == "checkpoints" && $n + 0 > best[$(n - 2)] { best[$(n - 2)] = $n + 0 }
+    n > 2 && $n ~ /^[0-9]+$/ && $(n - 1) == "checkpoints" && $n + 0 > best[$(n - 2)] { best[$(n - 2)] = $n + 0 }
     END { for (stage in best) sum += best[stage]; print sum + 0 }'
 }
 

@@ -39,7 +39,7 @@ run_backend() {
     "submit_${SET[tool]}"
   else
     RUN=${SET[run-dir]%/} LOGS=${SET[logs]:-$ROOT/out/launch}/${SET[name]}
-    mkdir -p "$LOGS"
+    once mkdir -p "$LOGS"
   fi
   watch_workload
 }
@@ -56,7 +56,7 @@ workload_state() {
 # pod_command: what the container runs. The code is in the bucket, the bucket is mounted.
 pod_command() {
   local code=/tmp/aqaa/code/$SHA here=${SET[mount]}/${RUN#gs://*/}
-  printf '%s\n' "mkdir -p $code && tar -xzf $(quote "$here/launch/$SHA.tar.gz") -C $code && exec env $(host_environment) AQAA_HOME=/tmp/aqaa $(quote "AQAA_MOUNT=${SET[mount]}") bash $code/launch/host.sh pod $([[ ${SET[preflight]} == 1 ]] && preflight_arguments) -- $(quote "--config=${SET[config]}" "${OVERRIDES[@]}")"
+  printf '%s\n' "mkdir -p $code && tar -xf $(quote "$here/launch/$SHA.tar") -C $code && exec env $(host_environment) AQAA_HOME=/tmp/aqaa $(quote "AQAA_MOUNT=${SET[mount]}") bash $code/launch/host.sh pod $([[ ${SET[preflight]} == 1 ]] && preflight_arguments) -- $(quote "--config=${SET[config]}" "${OVERRIDES[@]}")"
 }
 
 submit_xpk() {
@@ -69,8 +69,7 @@ submit_xpk() {
 }
 
 submit_jobset() {
-  jobset >"$LOGS/jobset.yaml"
-  if [[ -n ${SET[dry-run]} ]]; then sed 's/^/# /' "$LOGS/jobset.yaml"; fi
+  if [[ -n ${SET[dry-run]} ]]; then jobset | sed 's/^/# /'; else jobset >"$LOGS/jobset.yaml"; fi
   must kubectl apply -f "$LOGS/jobset.yaml"
   DRY_STATE=Completed
 }

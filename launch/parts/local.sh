@@ -10,7 +10,7 @@ run_backend() {
     mkdir -p "$LOGS" || die 2 "--run-dir $RUN cannot be written"
     snapshot "$RUN/launch/$(date -u +%Y%m%dT%H%M%SZ).txt"
   fi
-  export AQAA_SHA=$SHA
+  export AQAA_SHA=$SHA PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} # this tree, whatever is installed
   trap 'STOPPED=1; if [[ -n $CHILD ]]; then kill -TERM "$CHILD" 2>/dev/null; fi' TERM INT
   supervise
   say "trained to the end: $RUN"
@@ -46,7 +46,7 @@ attempt() {
   local code
   OUTCOME=failed
   if [[ ${SET[preflight]} == 1 ]] &&
-    ! local_processes preflight "--devices=$((${SET[processes]} * ${SET[devices]}))" "--run-dir=$RUN" ${SET[min-bandwidth]:+"--min-bandwidth=${SET[min-bandwidth]}"}; then
+    ! local_processes preflight "--devices=$((${SET[processes]} * ${SET[devices]}))" "--run-dir=$RUN" --megabytes=4 ${SET[min-bandwidth]:+"--min-bandwidth=${SET[min-bandwidth]}"}; then
     REASON="preflight failed"
     return
   fi

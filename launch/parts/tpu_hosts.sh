@@ -84,7 +84,7 @@ on_hosts() {
 host_command() {
   local line='' code="\$HOME/aqaa/code/$SHA"
   if [[ $1 == setup ]]; then
-    line="mkdir -p $code && { [ -f $code/launch/host.sh ] || { gcloud storage cp $(quote "$RUN/launch/$SHA.tar.gz") $code.tar.gz && tar -xzf $code.tar.gz -C $code; }; } && "
+    line="mkdir -p $code && { [ -f $code/launch/host.sh ] || { gcloud storage cp $(quote "$RUN/launch/$SHA.tar") $code.tar && tar -xf $code.tar -C $code; }; } && "
   fi
   printf '%s\n' "${line}env $(host_environment) bash $code/launch/host.sh $(quote "$@")"
 }
