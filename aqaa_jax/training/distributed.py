@@ -65,9 +65,9 @@ def first() -> bool:
 
 
 def exchange(topic: str, mine: str, *, seconds: float = 600.0) -> list[str]:
-    """What each process says about ``topic`` (used once), in their order, through the coordinator: no device takes part.
+    """What each process says about ``topic`` (used once), in their order.
 
-    Raises ``OSError`` naming the process that said nothing for ``seconds``.
+    It goes through the coordinator; no device takes part. Raises ``OSError`` naming the process that said nothing for ``seconds``.
     """
     client = jax_distributed.global_state.client
     if client is None:

@@ -1,7 +1,7 @@
 """Checks of every host before a run: what is cheap to find now and dear to find an hour later.
 
-Each process contributes what it knows through the coordinator; process 0 prints one line per check. The checks that need
-no device come first, so that a host with broken ones is still named.
+Each process contributes what it knows through the coordinator; process 0 prints one line per check. The checks that
+need no device come first, so that a host with broken ones is still named.
 """
 
 from __future__ import annotations

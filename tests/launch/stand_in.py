@@ -1,8 +1,8 @@
 """Stands in for gcloud, kubectl, xpk and gcsfuse: records how it is called, and answers as the test's rules say.
 
-Called through a link of the tool's name. ``rules.json`` beside it is a list of [pattern, answers]: the first pattern found
-in the call gives its next answer (the last one again and again): {"code", "out", "err", "make": folder to make}. Without
-a rule there is a small cloud: a slice that is active once created, workers that say "ok", and a bucket that is a folder.
+Called through a link of the tool's name. ``rules.json`` beside it is a list of [pattern, answers]: the first pattern
+found in the call gives its next answer (the last one again and again): {"code", "out", "err", "make": a folder}. Without
+a rule there is a small cloud: a slice that is active once created, workers that say "ok", a bucket that is a folder.
 With "hosts" in ``cloud.json`` what ssh runs is run, for each worker in a home of its own.
 """
 
@@ -72,7 +72,7 @@ def slice_of(verb, name, *words):
     return {"out": "ACTIVE" if verb == "describe" else ""}
 
 
-def on_worker(cloud, node, worker, command):
+def on_worker(node, worker, command):
     import subprocess
 
     home = HERE / "hosts" / f"{node}-{worker}"
@@ -93,7 +93,7 @@ def ssh(node, *words):
     if given["worker"] != "all":
         return {"out": "log of worker 0"}
     if cloud.get("hosts"):
-        return {"out": "".join(on_worker(cloud, node, w, given["command"]) for w in range(cloud["workers"]))}
+        return {"out": "".join(on_worker(node, w, given["command"]) for w in range(cloud["workers"]))}
     phase = re.search(r"host\.sh (\w+)", given["command"])[1]
     says = {"status": "exit 0 @1: done"}.get(phase, "ok")
     return {"out": "".join(f":aqaa: {phase} {w} {says}\n" for w in range(cloud["workers"]))}

@@ -95,7 +95,7 @@ def test_a_dead_worker_is_named_and_the_run_goes_on(cloud):
     done = cloud.run(*TPU)
     assert done.returncode == 0, done.stderr
     assert "dead worker run1/1: exit 137 @104: step 7; going on" in done.stderr
-    assert phases(cloud) == ["setup", "stop", "preflight", "start", "stop"] + ["setup", "stop", "preflight", "start"]
+    assert phases(cloud) == [*["setup", "stop", "preflight", "start", "stop"], *["setup", "stop", "preflight", "start"]]
     assert len(cloud.calls("queued-resources", "create")) == 1  # the slice is fine
 
 
