@@ -7,18 +7,22 @@ on each device's pieces; outside of it both leave things as they are, so model c
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
+FEW = 16  # numbers of no weight, at most, that an optimizer may keep whole on every device
 
 
 class _Context(NamedTuple):
@@ -92,7 +96,47 @@ def shardings(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
         spec = to_spec(axes, value.shape, mesh, rules, name=name)
         return leaf.replace(NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(one, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)
+
+
+def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
+    """A tree like ``state`` (real or abstract) with a ``NamedSharding`` in place of every weight and array.
+
+    ``state`` is any pytree made of ``model``: what hangs at the path of a weight, under whatever path of its own, is
+    placed like that weight (moments, averages), a factored moment like the dimensions that it has left; counters and
+    other few numbers of the optimizer's own are on every device. Raises ``ValueError`` naming an array that comes from
+    no weight, or has another shape.
+    """
+    declared = {
+        jax.tree_util.keystr(path): (leaf.get_metadata()["axes"], leaf.get_value().shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
+    }
+
+    def one(path: Any, leaf: Any) -> Any:
+        variable, name = isinstance(leaf, nnx.Variable), jax.tree_util.keystr(path)
+        value = leaf.get_value() if variable else leaf
+        if not jax.tree.leaves(value):  # Optax's mark of a weight that another rule has
+            return leaf
+        shape = tuple(value.shape)
+        ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+        found = next((declared[end] for end in ends if end in declared), None)
+        few = math.prod(shape) <= (1 if found else FEW)
+        axes = (None,) * len(shape) if few else _axes_left(shape, found)
+        if axes is None:
+            raise ValueError(f"{name}: an array of shape {shape} comes from no weight of the model")
+        place = NamedSharding(mesh, to_spec(axes, shape, mesh, rules, name=name))
+        return leaf.replace(place) if variable else place
+
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=_is_variable)
+
+
+def _axes_left(shape: tuple[int, ...], weight: tuple[Any, Any] | None) -> tuple[str | None, ...] | None:
+    """The axes of the dimensions of a weight (axes, shape) that ``shape`` has kept, in order."""
+    if weight is None:
+        return None
+    axes, whole = weight
+    kept = itertools.combinations(range(len(whole)), len(shape))
+    return next((tuple(axes[i] for i in k) for k in kept if tuple(whole[i] for i in k) == shape), None)
 
 
 def shard(model: Tree, mesh: Mesh, rules: Rules) -> Tree:
@@ -104,6 +148,26 @@ def init_sharded(build: Callable[[], Tree], mesh: Mesh, rules: Rules) -> Tree:
     """Run the constructor ``build`` so that each weight is born sharded, never whole on one device."""
     out = shardings(jax.eval_shape(build), mesh, rules)
     return jax.jit(build, out_shardings=out)()
+
+
+def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) -> Tree:
+    """The host arrays of a batch on ``mesh``, their first axis split like ``BATCH``; single numbers on every device.
+
+    Every process gives the whole batch and puts its own rows on its devices; with ``local`` it gives only the rows of
+    its own devices. Raises ``ValueError`` naming an array whose rows do not split evenly.
+    """
+
+    def one(path: Any, x: Any) -> jax.Array:
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
+        axes = (BATCH, *(None,) * (x.ndim - 1)) if x.ndim else ()
+        name = f"batch{jax.tree_util.keystr(path)}"
+        if local:
+            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name=name)))
+            return jax.make_array_from_process_local_data(place, x)
+        place = NamedSharding(mesh, to_spec(axes, x.shape, mesh, rules, name=name))
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+    return jax.tree_util.tree_map_with_path(one, batch)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -163,6 +227,10 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
         return jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
 
     return run
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
 def _is_axes(x: Any) -> bool:

@@ -35,9 +35,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float = 0.0,
+    places: Any = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
+    ``places`` are the shardings of the state, which goes in and comes out with them (``partition.state_shardings``).
     A step whose gradient is not finite leaves model and optimizer as they were; ``skipped`` is then 1.
     """
 
@@ -62,4 +64,6 @@ def make_train_step(
         metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, model, opt_state, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if places is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, in_shardings=(places, None, None), out_shardings=(places, None))
