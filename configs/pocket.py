@@ -12,9 +12,14 @@ from ml_collections import ConfigDict
 TEXT_VOCAB = 1024  # ids below the first audio id: control 0-67, bytes and text pieces
 
 
+def _sharding() -> dict:
+    """One device. Spelled out, so that a command line can say otherwise: --config.sft.loop.sharding.mesh.fsdp=8"""
+    return {"mesh": {"data": 1, "fsdp": 1, "tensor": 1, "dcn_data": 1}, "strategy": "data"}
+
+
 def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 20, "save_every": 200, **loop},
+        "loop": {"steps": steps, "log_every": 20, "save_every": 200, "sharding": _sharding(), **loop},
         "optimizer": {"peak_lr": lr, "warmup_steps": min(100, steps // 5)},
         "batch": batch,
         "length": length,
@@ -23,7 +28,13 @@ def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
 
 def _language(steps: int, tokens: int, lr: float, final_fraction: float) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 100, "save_every": 500, "ema_decay": 0.999},
+        "loop": {
+            "steps": steps,
+            "log_every": 100,
+            "save_every": 500,
+            "ema_decay": 0.999,
+            "sharding": _sharding(),
+        },
         "optimizer": {
             "peak_lr": lr,
             "final_fraction": final_fraction,

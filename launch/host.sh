@@ -104,7 +104,7 @@ train() {
   "$VENV/bin/aqaa" train "$@" "--run_dir=$RUN" >>"$STATE/log" 2>&1 &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
-  while sleep 60; do upload_log; done &
+  while sleep 60; do upload_log; done </dev/null >/dev/null 2>&1 &
   uploads=$!
   wait "$child"
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a signal ends one wait, not the child

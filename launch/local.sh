@@ -30,7 +30,7 @@ end_all() {
   local waited
   kill -TERM "${PIDS[@]}" 2>/dev/null
   for ((waited = 0; waited < $1 * 10; waited++)); do
-    kill -0 "${PIDS[@]}" 2>/dev/null || return
+    if ! kill -0 "${PIDS[@]}" 2>/dev/null; then return; fi
     sleep 0.1
   done
   kill -KILL "${PIDS[@]}" 2>/dev/null
@@ -40,31 +40,32 @@ trap 'TOLD=1; kill -TERM "${PIDS[@]}" 2>/dev/null' TERM INT
 
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES" # the last one counts
+said=$(stat -c %s "$FOLDER/process-0.log" 2>/dev/null || echo 0) # by earlier runs
 for ((i = 0; i < PROCESSES; i++)); do
-  log=$FOLDER/process-$i.log
-  if ((i == 0)); then
-    AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null > >(exec tee -a "$log") 2>&1 &
-  else
-    AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null >>"$log" 2>&1 &
-  fi
+  AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null >>"$FOLDER/process-$i.log" 2>&1 &
   PIDS+=($!)
 done
+tail -s 0.2 --pid="${PIDS[0]}" -c "+$((said + 1))" -f "$FOLDER/process-0.log" &
+TERMINAL=$!
 
-declare -A LEFT=()
-for ((i = 0; i < PROCESSES; i++)); do LEFT[${PIDS[i]}]=$i; done
+# Looked at in turn: `wait -n` says nothing of those that ended while others were being ended.
+LEFT=("${!PIDS[@]}")
 while ((${#LEFT[@]})); do
-  ended=''
-  wait -n -p ended "${!LEFT[@]}"
-  code=$?
-  if [[ -z $ended ]]; then continue; fi # a signal came in
-  which=${LEFT[$ended]}
-  unset "LEFT[$ended]"
-  if ((code != 0 && RESULT == 0)); then
+  sleep 0.2
+  for i in "${LEFT[@]}"; do
+    if kill -0 "${PIDS[i]}" 2>/dev/null; then continue; fi
+    wait "${PIDS[i]}"
+    code=$?
+    unset "LEFT[i]"
+    if ((code == 0 || RESULT)); then continue; fi
     RESULT=$code
-    echo "local.sh: process $which ended with code $code; ending the others. Its log: $FOLDER/process-$which.log" >&2
-    # One that was told to stop saves together with the others; without one that died they can only hang.
-    if ((${#LEFT[@]})); then end_all $((code == 143 ? GRACE : GRACE / 10)); fi
-  fi
+    if ((${#LEFT[@]})); then
+      echo "local.sh: process $i ended with code $code; ending the others. Its log: $FOLDER/process-$i.log" >&2
+      # One that was told to stop saves together with the others; without one that died they can only hang.
+      end_all $((code == 143 ? GRACE : GRACE / 10))
+    fi
+  done
 done
+wait "$TERMINAL" # for the last lines
 if [[ -n $TOLD ]] && ((RESULT == 0)); then RESULT=143; fi
 exit "$RESULT"

@@ -67,7 +67,8 @@ def first() -> bool:
 def exchange(topic: str, mine: str, *, seconds: float = 600.0) -> list[str]:
     """What each process says about ``topic`` (used once), in their order.
 
-    It goes through the coordinator; no device takes part. Raises ``OSError`` naming the process that said nothing for ``seconds``.
+    It goes through the coordinator; no device takes part. Raises ``OSError`` naming a process that said nothing for
+    ``seconds``.
     """
     client = jax_distributed.global_state.client
     if client is None:

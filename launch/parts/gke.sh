@@ -64,7 +64,7 @@ submit_xpk() {
   if [[ -n $WIRING ]]; then type=$(api_type)-$WIRING; fi
   must xpk workload create "--cluster=${SET[cluster]}" "--workload=${SET[name]}" "--project=${SET[project]}" "--zone=${SET[zone]}" \
     "--tpu-type=$type" "--num-slices=${SET[slices]}" "--docker-image=${SET[image]}" "--max-restarts=${SET[max-restarts]}" \
-    "--storage=${SET[storage]}" --restart-on-exit-codes=42 --termination-grace-period-seconds=120 "--command=$(pod_command)"
+    "--storage=${SET[storage]}" --termination-grace-period-seconds=120 "--command=$(pod_command)"
   DRY_STATE=Completed
 }
 

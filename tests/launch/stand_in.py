@@ -1,8 +1,9 @@
 """Stands in for gcloud, kubectl, xpk and gcsfuse: records how it is called, and answers as the test's rules say.
 
 Called through a link of the tool's name. ``rules.json`` beside it is a list of [pattern, answers]: the first pattern
-found in the call gives its next answer (the last one again and again): {"code", "out", "err", "make": a folder}. Without
-a rule there is a small cloud: a slice that is active once created, workers that say "ok", a bucket that is a folder.
+found in the call gives its next answer (the last one again and again): {"code", "out", "err", "make": a folder}.
+Without a rule there is a small cloud: a slice that is active once created, workers that say "ok", and a bucket that is
+a folder.
 With "hosts" in ``cloud.json`` what ssh runs is run, for each worker in a home of its own.
 """
 

@@ -104,12 +104,8 @@ def test_an_unfit_host_trains_nothing(hosts):
 def test_attaching_needs_the_same_arguments(hosts):
     """A run that goes on under other arguments is stopped, told to save, and started anew."""
     assert hosts.run(*TPU, "--keep", "--", "--a=1").returncode == 0
-    host = [
-        "bash",
-        "-c",
-        'cd "$HOME/aqaa/code"/*/; AQAA_NAME=run1 AQAA_SHA=$(basename "$PWD") AQAA_RUN_DIR=gs://b/run bash launch/host.sh "$@"',
-        "-",
-    ]
+    known = "AQAA_NAME=run1 AQAA_SHA=$(basename $PWD) AQAA_RUN_DIR=gs://b/run"
+    host = ["bash", "-c", f'cd "$HOME"/aqaa/code/*/; env {known} bash launch/host.sh "$@"', "-"]
 
     def phase(*words):
         env = {
