@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034  # PROGRESS is read by supervise
 # The run directory in a bucket: code and settings go in, saved steps and logs are seen there.
 
-RUN=''
+RUN='' FOLLOW='' TERMINAL=''
 
 # must COMMAND...: `cloud`, and the end of the launcher if what it asks for is not there.
 must() { cloud "$@" || die 3 "not there: $(quote "$@"): $(head -c 600 "$WORK/said")"; }
@@ -38,4 +38,31 @@ host_environment() {
 # preflight_arguments: what `aqaa preflight` must find.
 preflight_arguments() {
   quote "--devices=$DEVICES" ${SET[min-bandwidth]:+"--min-bandwidth=${SET[min-bandwidth]}"}
+}
+
+# follow_with COMMAND...: a log of worker 0 that goes on; to a file, and from there to the terminal.
+follow_with() {
+  local log=$LOGS/worker-0.log
+  if [[ -n ${SET[dry-run]} ]]; then
+    quote "$@"
+    return
+  fi
+  touch "$log"
+  if [[ -z $TERMINAL ]]; then
+    tail -n 0 --pid=$$ -f "$log" >&2 &
+    TERMINAL=$!
+  fi
+  setsid "$@" </dev/null >>"$log" 2>/dev/null & # a group of its own, so that what it started ends with it
+  FOLLOW=$!
+}
+
+following() { [[ -n $FOLLOW ]] && kill -0 "$FOLLOW" 2>/dev/null; }
+
+stop_following() {
+  if [[ -n $FOLLOW ]]; then kill -- "-$FOLLOW" 2>/dev/null; fi
+  if [[ -n $TERMINAL ]]; then
+    sleep 0.2 # for the last lines
+    kill "$TERMINAL" 2>/dev/null
+  fi
+  FOLLOW='' TERMINAL=''
 }

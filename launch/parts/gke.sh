@@ -5,7 +5,6 @@
 # shellcheck source=launch/parts/bucket.sh
 . "$HERE/parts/bucket.sh"
 CONTAINER=jax-tpu # xpk calls it so
-FOLLOW=''
 
 run_backend() {
   require project zone cluster image mount
@@ -171,23 +170,12 @@ watch_workload() {
         ;;
       ABSENT) die 1 "workload ${SET[name]} was deleted" ;;
     esac
-    if [[ -z $FOLLOW ]] || ! kill -0 "$FOLLOW" 2>/dev/null; then follow; fi
+    following || follow
     sleep "${SET[poll-seconds]}"
   done
 }
 
 follow() { # the log of worker 0 of slice 0
-  local -a command=(kubectl logs --follow --ignore-errors --pod-running-timeout=1m "--container=$CONTAINER"
-    "--selector=jobset.sigs.k8s.io/jobset-name=${SET[name]},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0")
-  if [[ -n ${SET[dry-run]} ]]; then
-    quote "${command[@]}"
-  else
-    "${command[@]}" </dev/null > >(exec tee -a "$LOGS/worker-0.log" >&2) 2>/dev/null &
-    FOLLOW=$!
-  fi
-}
-
-stop_following() {
-  if [[ -n $FOLLOW ]]; then kill "$FOLLOW" 2>/dev/null; fi
-  FOLLOW=''
+  follow_with kubectl logs --follow --ignore-errors --pod-running-timeout=1m "--container=$CONTAINER" \
+    "--selector=jobset.sigs.k8s.io/jobset-name=${SET[name]},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 }

@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034  # OUTCOME and REASON are read by supervise
 # Backend tpu-vm, the hosts: one attempt to train on an active slice.
 
-HOSTS=0 FOLLOW=''
+HOSTS=0
 declare -A STATUS=()
 
 attempt() {
@@ -139,7 +139,7 @@ watch() {
       silent=0
       judge || return
     fi
-    if [[ -n $FOLLOW ]] && ! kill -0 "$FOLLOW" 2>/dev/null; then follow 0; fi
+    following || follow 0
     sleep "${SET[poll-seconds]}"
   done
 }
@@ -175,20 +175,10 @@ hung() { # worker, seconds since its last log line: only worker 0 of the first s
   [[ $1 == "${NODES[0]}/0" ]] && ((${SET[hang-minutes]} > 0 && $2 > 60 * ${SET[hang-minutes]}))
 }
 
-# follow FROM: the log of worker 0, from a line on, to the terminal and to a file.
+# follow FROM: the log of worker 0 of the first slice, from a line on.
 follow() {
   local -a command=(gcloud compute tpus tpu-vm ssh "${NODES[0]}" "${WHERE[@]}" --worker=0
     "--command=tail -n $1 -F \$HOME/aqaa/runs/${SET[name]}/log")
   if [[ -n ${SET[internal-ips]} ]]; then command+=(--internal-ip); fi
-  if [[ -n ${SET[dry-run]} ]]; then
-    quote "${command[@]}"
-  else
-    "${command[@]}" </dev/null > >(exec tee -a "$LOGS/worker-0.log" >&2) 2>/dev/null &
-    FOLLOW=$!
-  fi
-}
-
-stop_following() {
-  if [[ -n $FOLLOW ]]; then kill "$FOLLOW" 2>/dev/null; fi
-  FOLLOW=''
+  follow_with "${command[@]}"
 }
