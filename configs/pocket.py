@@ -9,17 +9,14 @@ or two at a size that learns nothing, for tests.
 
 from ml_collections import ConfigDict
 
+from aqaa_jax.config import ShardingConfig, to_dict
+
 TEXT_VOCAB = 1024  # ids below the first audio id: control 0-67, bytes and text pieces
-
-
-def _sharding() -> dict:
-    """One device. Spelled out, so that a command line can say otherwise: --config.sft.loop.sharding.mesh.fsdp=8"""
-    return {"mesh": {"data": 1, "fsdp": 1, "tensor": 1, "dcn_data": 1}, "strategy": "data"}
 
 
 def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 20, "save_every": 200, "sharding": _sharding(), **loop},
+        "loop": {"steps": steps, "log_every": 20, "save_every": 200, "sharding": to_dict(ShardingConfig()), **loop},
         "optimizer": {"peak_lr": lr, "warmup_steps": min(100, steps // 5)},
         "batch": batch,
         "length": length,
@@ -33,7 +30,7 @@ def _language(steps: int, tokens: int, lr: float, final_fraction: float) -> dict
             "log_every": 100,
             "save_every": 500,
             "ema_decay": 0.999,
-            "sharding": _sharding(),
+            "sharding": to_dict(ShardingConfig()),
         },
         "optimizer": {
             "peak_lr": lr,

@@ -146,7 +146,7 @@ def test_moments_are_placed_like_their_weights(config):
     below = {n: spec for n, spec in found.items() if n.startswith(("opt_state.", "ema."))}
     for name, spec in below.items():
         of = next((w for w in weights if name.endswith("." + w)), None)
-        assert spec == (weights[of] if of else jax.sharding.PartitionSpec()), name
+        assert spec == weights[of] if of else set(spec) <= {None}, name
     assert sum(name.endswith("up.kernel.value") for name in below) == (3 if config.kind == "adamw" else 2)
 
 
