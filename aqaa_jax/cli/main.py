@@ -11,6 +11,7 @@ COMMANDS = {
     "ask": "answer a spoken question with speech",
     "train": "train the stages of a config",
     "plan": "what a training step needs and takes on TPUs that are not here",
+    "preflight": "check every host before a run",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from aqaa_jax.plan.chips import Chip, chip
 from aqaa_jax.plan.collectives import Place, Torus
 
-
 # No TPU is asked for: libtpu must neither look for one, nor take its lock, nor complain of what it does not find.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
