@@ -12,15 +12,11 @@ import numpy as np
 from flax import nnx
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
-from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.language import LanguageBatch, language_batch
+from aqaa_jax.data.language import LanguageBatch
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import cross_entropy
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
-
-# task, example number, random generator -> (ids, loss_mask)
-Examples = Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,7 @@ class LanguageStage:
     name: str
     decoder: DecoderConfig
     vocab: VocabConfig
-    plan: BucketPlan
-    examples: Examples
-    seed: int
+    batches: Callable[[int], LanguageBatch]  # of a step: a pure function (data/language.py, data/reader.py)
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
     weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0})
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
@@ -42,9 +36,7 @@ class LanguageStage:
         return model if self.audio_rows is None else _with_audio_rows(model, self.vocab, self.audio_rows)
 
     def batch(self, step: int) -> LanguageBatch:
-        task, rows, length = self.plan[step]
-        rng = np.random.default_rng([self.seed, 2, step])
-        return language_batch([self.examples(task, int(row), rng) for row in rows], length)
+        return self.batches(step)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
