@@ -9,6 +9,8 @@ import sys
 
 COMMANDS = {
     "ask": "answer a spoken question with speech",
+    "tokenize": "recordings into stored codes",
+    "pack": "stored codes into packed training data",
     "train": "train the stages of a config",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",

@@ -122,7 +122,9 @@ def waveform(sound: Path | Pcm) -> tuple[np.ndarray, int]:
 
 
 def pcm(wav_W: np.ndarray, rate: int) -> Pcm:
-    """A float waveform as stored sound."""
+    """A float waveform as stored sound. Raises ``ValueError`` for samples that are no numbers."""
+    if not np.isfinite(wav_W).all():
+        raise ValueError("audio contains samples that are not finite numbers (NaN or infinity)")
     return Pcm(np.clip(np.round(wav_W * 32768.0), -32768, 32767).astype(np.int16), rate)
 
 

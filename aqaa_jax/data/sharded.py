@@ -40,10 +40,19 @@ class Summary(NamedTuple):
 class Job(Protocol):
     """Picklable. ``job(k)`` makes shard ``k`` of ``count`` in ``folder``, in one step."""
 
-    title: str
-    unit: str  # of the amount, for the progress line
-    folder: Path
-    count: int
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """Of the amount, for the progress line."""
+        ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def count(self) -> int: ...
 
     def __call__(self, shard: int) -> Summary: ...
 
@@ -67,7 +76,7 @@ def run(
     progress = _Progress(job, len(waiting), say, every)
     for summary in _results(job, waiting, processes):
         progress.after(summary)
-    return [_read(job, k) for k in range(job.count)]
+    return summaries(job)
 
 
 def begin(job: Job) -> None:
@@ -95,13 +104,18 @@ def make(job: Job, shard: int) -> Summary:
     return summary
 
 
-def report(job: Job, summaries: Sequence[Summary], **more: Any) -> dict[str, Any]:
+def summaries(job: Job) -> list[Summary]:
+    """Of all shards, in order; every one must be done."""
+    return [_read(job, shard) for shard in range(job.count)]
+
+
+def report(job: Job, done: Sequence[Summary], **more: Any) -> dict[str, Any]:
     """Write ``report.json``: totals and every problem. Returns it."""
-    problems = [problem for summary in summaries for problem in summary.problems]
+    problems = [problem for summary in done for problem in summary.problems]
     values = {
-        "records": sum(s.given for s in summaries),
-        "done": sum(s.done for s in summaries),
-        job.unit: round(sum(s.amount for s in summaries), 3),
+        "records": sum(s.given for s in done),
+        "done": sum(s.done for s in done),
+        job.unit: round(sum(s.amount for s in done), 3),
         "skipped": len(problems),
         **more,
         "problems": [problem._asdict() for problem in problems],

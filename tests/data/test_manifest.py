@@ -107,7 +107,7 @@ def test_flat_and_back():
     )
     for record in (
         conversation(3, rejected=True),
-        Record("x", (Turn("system", (Part("s"),)), Turn("human", mood), Turn("assistant", (Part("b"),) + mood))),
+        Record("x", (Turn("system", (Part("s"),)), Turn("human", mood), Turn("assistant", (Part("b"), *mood)))),
     ):
         equal(record, from_flat(flat(record)))
         encoded = {k: [s.encode() for s in v] if k in ("role", "text", "style") else v for k, v in flat(record).items()}
@@ -127,5 +127,5 @@ def test_zero_duration_and_loudness():
     with pytest.raises(ValueError, match="record 'x'"):
         from_flat({**flat(silent), "turn": np.zeros(0, np.int32)})
     loud, rate = waveform(pcm(4 * TONE, 8000))
-    assert rate == 8000 and -1 <= loud.min() and loud.max() < 1
+    assert rate == 8000 and loud.min() >= -1 and loud.max() < 1
     np.testing.assert_allclose(waveform(pcm(TONE, 8000))[0], TONE, atol=2**-16)
