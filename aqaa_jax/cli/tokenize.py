@@ -84,11 +84,12 @@ def run(argv: list[str]) -> int:
     from aqaa_jax.inference.system import shipped_folder
 
     ears = Tokenizers(os.fspath(args.model or shipped_folder()))
+    model = ears.sha256()
     job = tokenizing.TokenizeJob(
         folder=Path(args.target),
         source=opened(args.source, args.split, args.shape),
         ears=ears,
-        model=ears.sha256(),
+        model=model,
         strict=args.strict,
         tail=args.tail,
         per_shard=args.shard,
