@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_pb2
+from etils import epath
+from tensorflow_datasets.proto.tf_example_pb2 import Example  # type: ignore[attr-defined]
 
 from aqaa_jax import atomic
 from aqaa_jax.data.records import Part, Pcm, Record, Turn, check, flat, from_flat, pcm
@@ -50,7 +50,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> None:
         writer = ArrayRecordWriter(str(part), "group_size:1")
         try:
             for record in records:
-                example = tf_example_pb2.Example.FromString(features().serialize_example(flat(record)))
+                example = Example.FromString(features().serialize_example(flat(record)))
                 writer.write(example.SerializeToString(deterministic=True))  # columns in one order in every process
         finally:
             writer.close()
@@ -58,7 +58,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> None:
 
 def write_info(folder: Path, lengths: Sequence[int], sizes: Sequence[int], split: str = "train") -> None:
     """The index that makes shards a dataset, to be written last: ``features.json``, then ``dataset_info.json``."""
-    template = tfds.core.ShardedFileTemplate(data_dir=folder, template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE)
+    template = tfds.core.ShardedFileTemplate(epath.Path(folder))
     info = tfds.core.SplitInfo(
         name=split, shard_lengths=list(lengths), num_bytes=sum(sizes), filename_template=template
     )
@@ -118,14 +118,14 @@ class Dataset:
         self.folder, self.split, self.fields = Path(folder), split, fields
         if not (self.folder / INFO).is_file():
             raise FileNotFoundError(f"{self.folder / INFO}: missing, so {folder} is not a (whole) dataset")
-        info = json.loads((self.folder / INFO).read_text())
+        info = atomic.read_json(self.folder / INFO)
         if info.get("fileFormat") != SUFFIX:
             raise ValueError(f"{folder}: prepared as {info.get('fileFormat')}; expected file_format={SUFFIX!r}")
         splits = [entry["name"] for entry in info["splits"]]
         if split not in splits:
             raise ValueError(f"{folder}: no split {split!r}; it has {', '.join(splits)}")
         self._files = sorted(self.folder.glob(f"*-{split}.{SUFFIX}-*"))
-        self._data = grain.sources.ArrayRecordDataSource([os.fspath(file) for file in self._files])
+        self._data: Any = grain.sources.ArrayRecordDataSource([os.fspath(file) for file in self._files])
         columns = self._columns(0) if len(self._data) else {}
         self._rates: dict[str, int] = {}
         if fields is None:
@@ -134,7 +134,7 @@ class Dataset:
             return
         if columns and (missing := fields.missing(columns)):
             raise ValueError(f"{folder}: no column {missing[0]!r}; it has {', '.join(sorted(columns))}")
-        stored = json.loads((self.folder / "features.json").read_text()).get("featuresDict", {}).get("features", {})
+        stored = atomic.read_json(self.folder / "features.json").get("featuresDict", {}).get("features", {})
         for name in filter(None, (fields.audio, fields.answer_audio)):
             self._rates[name] = fields.rate or int(stored.get(name, {}).get("audio", {}).get("sampleRate", 0))
 
@@ -146,12 +146,12 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Record:
         if self.fields is None:
-            return from_flat(features().deserialize_example_np(self._data[index]))
+            return from_flat(dict(features().deserialize_example_np(self._data[index])))
         return self.fields.record(self._columns(index), self._rates, index)
 
     def _columns(self, index: int) -> dict[str, Any]:
         """The columns of a record as they are stored: an array of numbers, or a list of bytes."""
-        columns = tf_example_pb2.Example.FromString(self._data[index]).features.feature
+        columns = Example.FromString(self._data[index]).features.feature
         kinds = {name: column.WhichOneof("kind") for name, column in columns.items()}
         return {name: getattr(columns[name], kind).value if kind else [] for name, kind in kinds.items()}
 

@@ -88,7 +88,7 @@ def _turn(values: Any, folder: Path, where: str) -> Turn:
     several = isinstance(values, dict) and "parts" in values
     _keys(values, ("role", "parts") if several else ("role", *PART_KEYS), where)
     role = values.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{where}.role is {role!r}; expected one of {', '.join(ROLES)}")
     parts = values["parts"] if several else [{k: v for k, v in values.items() if k != "role"}]
     if not isinstance(parts, list):

@@ -14,7 +14,6 @@ step, whatever the number of hosts that share the step.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,11 +209,11 @@ class Packed:
         path = self.folder / INDEX
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing, so {folder} is not a (whole) packed dataset")
+        index = atomic.read_json(path)
         try:
-            index = json.loads(path.read_text())
             self.length, self.targets, self.pairs = index["length"], index["targets"], index["pairs"]
             self.vocab, streams = from_dict(VocabConfig, index["vocab"]), index["streams"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the index of a packed dataset ({type(error).__name__}: {error})") from None
         self.weave, self.tokenizer = index["weave"], index["tokenizer"]
         self.weights = {name: float(entry["weight"]) for name, entry in streams.items()}

@@ -88,7 +88,7 @@ class Reader:
         batch = next(self._iterator)
         self._next = step + 1
         if self.workers:  # out of memory shared with a worker, which goes when the batch does
-            batch = {key: np.array(value) for key, value in batch.items()}
+            return {key: np.array(value) for key, value in batch.items()}  # type: ignore[return-value]
         return batch
 
     def batches(self, first_step: int = 0) -> Iterator[PackedBatch]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from aqaa_jax.atomic import write_json
+from aqaa_jax.atomic import read_json, write_json
 
 REPORT = "report.json"
 WORK = ".work"  # folder of the summaries, kept: they are what a resumed run goes by
@@ -85,7 +84,7 @@ def begin(job: Job) -> None:
     if not path.is_file():
         write_json(path, identity)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     for key, value in identity.items():
         if before.get(key) != value:
             raise ValueError(
@@ -129,7 +128,7 @@ def _path(job: Job, shard: int) -> Path:
 
 
 def _read(job: Job, shard: int) -> Summary:
-    values = json.loads(_path(job, shard).read_text())
+    values = read_json(_path(job, shard))
     return Summary(**{**values, "problems": [Problem(*problem) for problem in values["problems"]]})
 
 

@@ -26,7 +26,7 @@ def _fields(shape: str) -> Fields:
     if shape in SHAPES:
         return SHAPES[shape]
     known = [field.name for field in fields(Fields)]
-    pairs = dict(pair.partition("=")[::2] for pair in shape.split(","))
+    pairs = {name: column for name, _, column in (pair.partition("=") for pair in shape.split(","))}
     if "=" not in shape or set(pairs) - set(known) or "audio" not in pairs:
         raise ValueError(
             f"shape {shape!r} is none of {', '.join(SHAPES)}, nor audio=COLUMN with {', '.join(known[1:])}"

@@ -141,8 +141,8 @@ def test_a_manifest_becomes_a_dataset_and_bad_lines_are_listed(tmp_path):
 class Silence:
     """Stands in for rendered clips."""
 
-    def __init__(self, items, cache, rates, workers):
-        self.items = items
+    def __init__(self, utterances, cache, rates, workers):
+        self.utterances = utterances
 
     def __getitem__(self, index):
         from aqaa_jax.data.rendering import Clip

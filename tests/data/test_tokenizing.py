@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aqaa_jax.data import sharded
 from aqaa_jax.data.datasets import Dataset
 from aqaa_jax.data.manifest import Manifest
+from aqaa_jax.data.sharded import Summary
 from aqaa_jax.data.tokenizing import TokenizeJob, batches, tokenize
 from aqaa_jax.dsp import wav
 
@@ -152,3 +158,63 @@ def test_batches_are_of_like_length_and_bounded():
     assert groups[0] == [5]  # longer than a batch: alone
     assert all(len(g) == 1 or max(lengths[k] for k in g) * len(g) <= 200 for g in groups)
     assert [1, 6] in groups and list(batches({}, 10)) == []
+
+
+class Deadly:
+    """A job whose second shard takes its process down."""
+
+    title, unit, count = "deadly", "things", 3
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def identity(self):
+        return {}
+
+    def __call__(self, shard):
+        if shard == 1:
+            os._exit(9)
+        return Summary(1, 1, 1.0)
+
+
+def test_a_dead_worker_is_one_line_that_says_how_to_go_on(tmp_path):
+    with pytest.raises(OSError, match=r"deadly: a worker process died .* run again to go on"):
+        sharded.run(Deadly(tmp_path), processes=2)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import test_tokenizing as t
+from dataclasses import dataclass
+from pathlib import Path
+from aqaa_jax.data.manifest import Manifest
+from aqaa_jax.data.tokenizing import tokenize
+
+@dataclass(frozen=True)
+class Slow(t.Fake):
+    def __call__(self):
+        ears = super().__call__()
+        return lambda wavs: (time.sleep(0.2), ears(wavs))[1]
+
+folder = Path({folder!r})
+tokenize(t.job(Manifest(folder / "m.jsonl"), folder / "killed", ears=Slow(), per_shard=1))
+"""
+
+
+@pytest.mark.long
+def test_runs_killed_at_any_moment_end_as_an_uninterrupted_one(corpus, tmp_path):
+    report = tokenize(job(corpus, tmp_path / "whole", per_shard=1))
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+        before = len(list((tmp_path / "killed").glob("codes-*")))
+        while process.poll() is None and len(list((tmp_path / "killed").glob("codes-*"))) <= before:
+            time.sleep(0.01)
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.kill()
+        process.wait()
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "report.json").read_text()) == report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import tensorflow_datasets as tfds
 
@@ -22,7 +23,8 @@ class SpokenManifest(RecordsBuilder, skip_registration=True):
     """Conversations of a JSONL manifest (docs/data.md), sound as 16-bit samples at its own rate."""
 
     def sources(self) -> dict[str, Source]:
-        return {split: Manifest(path) for split, path in self.builder_config.splits.items()}
+        config = cast(ManifestConfig, self.builder_config)
+        return {split: Manifest(path) for split, path in config.splits.items()}
 
 
 def spoken_manifest(name: str, splits: dict[str, str], data_dir: str) -> SpokenManifest:

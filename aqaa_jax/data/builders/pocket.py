@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -33,7 +34,7 @@ class PocketSpeech(RecordsBuilder, skip_registration=True):
     """Splits ``train`` (question and answer), ``voice`` (one answer-voice turn) and ``new_voices`` (held out)."""
 
     def sources(self) -> dict[str, Source]:
-        c = self.builder_config
+        c = cast(PocketConfig, self.builder_config)
         held_out = corpus.question_utterances(max(1, c.questions // 60), c.seed + 1, "new_voices")
         return {
             "train": PocketSource(corpus.question_utterances(c.questions, c.seed), c.cache, c.workers),
@@ -50,9 +51,9 @@ class PocketSource:
 
     def __init__(self, items: Sequence[Item], cache: str | Path, workers: int = 2):
         self.items, self.cache = items, Path(cache)
-        self._clips = render(items, self.cache, (RATE,), workers)
+        self._clips = render([item.utterance for item in items], self.cache, (RATE,), workers)
         answers = corpus.answer_utterances() if any(item.question for item in items) else []
-        self._answers = render(answers, self.cache, (RATE, 22050), workers) if answers else None
+        self._answers = render([item.utterance for item in answers], self.cache, (RATE, 22050), workers)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -14,7 +14,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
@@ -40,7 +40,7 @@ class StepEval(RecordsBuilder, skip_registration=True):
     """Split ``test``: the conversations with the recordings of their human turns; the style label is the category."""
 
     def sources(self) -> dict[str, Source]:
-        return {"test": StepEvalSource(self.builder_config.folder)}
+        return {"test": StepEvalSource(cast(StepEvalConfig, self.builder_config).folder)}
 
 
 class StepEvalSource:
@@ -116,8 +116,9 @@ def _turns(value: Any) -> list[Mapping[str, Any]] | None:
             value = json.loads(value)
         except json.JSONDecodeError:
             return None
-    fits = isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value)
-    return value if fits and all(_first(turn, (*TEXT_KEYS, *AUDIO_KEYS)) for turn in value) else None
+    if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        return None
+    return value if all(_first(turn, (*TEXT_KEYS, *AUDIO_KEYS)) for turn in value) else None
 
 
 def _first(values: Mapping[str, Any], keys: Sequence[str]) -> Any:
