@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aqaa_jax.config import SystemConfig, from_dict, to_dict
+from aqaa_jax.config import MeshConfig, ShardingConfig, SystemConfig, from_dict, to_dict
 from aqaa_jax.training.config import RecipeConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -31,12 +31,23 @@ def test_round_trip_through_json():
         ({"decoder": {"embd": 3}}, "unknown config key 'decoder.embd'"),
         ({"decoder": {"embed": "wide"}}, "'decoder.embed' is 'wide'; expected int"),
         ({"decoder": {"embed": True}}, "expected int"),
-        ({"decoder": {"remat": 1}}, "expected bool"),
+        ({"decoder": {"scan": 1}}, "expected bool"),
     ],
 )
 def test_a_bad_key_or_value_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(SystemConfig, values)
+
+
+def test_sharding_by_name():
+    values = {"mesh": {"fsdp": 4, "dcn_data": 2}, "strategy": "hsdp", "rules": {"mlp": ["tensor", "fsdp"]}}
+    config = from_dict(ShardingConfig, values)
+    assert config.mesh == MeshConfig(fsdp=4, dcn_data=2) and config.rules == {"mlp": ("tensor", "fsdp")}
+    assert from_dict(ShardingConfig, json.loads(json.dumps(to_dict(config)))) == config
+    with pytest.raises(ValueError, match=r"'rules.mlp' is 'tensor'; expected a list"):
+        from_dict(ShardingConfig, {"rules": {"mlp": "tensor"}})
+    with pytest.raises(ValueError, match=r"unknown config key 'mesh\.tnsor'"):
+        from_dict(ShardingConfig, {"mesh": {"tnsor": 4}})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

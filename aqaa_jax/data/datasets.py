@@ -21,13 +21,14 @@ import soundfile
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from tensorflow_datasets.proto.tf_example_pb2 import Example  # type: ignore[attr-defined]
+from tensorflow_datasets.proto import tf_example_pb2
 
 from aqaa_jax import atomic
 from aqaa_jax.data.records import Part, Pcm, Record, Turn, check, flat, from_flat, pcm
 
 INFO = "dataset_info.json"
 SUFFIX = "array_record"
+_EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009  (made at run time: type checkers cannot see it)
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> None:
         writer = ArrayRecordWriter(str(part), "group_size:1")
         try:
             for record in records:
-                example = Example.FromString(features().serialize_example(flat(record)))
+                example = _EXAMPLE.FromString(features().serialize_example(flat(record)))
                 writer.write(example.SerializeToString(deterministic=True))  # columns in one order in every process
         finally:
             writer.close()
@@ -146,12 +147,13 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Record:
         if self.fields is None:
-            return from_flat(dict(features().deserialize_example_np(self._data[index])))
+            columns: Any = features().deserialize_example_np(self._data[index])
+            return from_flat(columns)
         return self.fields.record(self._columns(index), self._rates, index)
 
     def _columns(self, index: int) -> dict[str, Any]:
         """The columns of a record as they are stored: an array of numbers, or a list of bytes."""
-        columns = Example.FromString(self._data[index]).features.feature
+        columns = _EXAMPLE.FromString(self._data[index]).features.feature
         kinds = {name: column.WhichOneof("kind") for name, column in columns.items()}
         return {name: getattr(columns[name], kind).value if kind else [] for name, kind in kinds.items()}
 

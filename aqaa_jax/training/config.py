@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aqaa_jax.config import SystemConfig
+from aqaa_jax.config import ShardingConfig, SystemConfig
 
 STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain", "sft", "package")
 
@@ -23,6 +23,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
+    mu_dtype: str = ""  # of the first moment; empty: that of the weights, as the second moment always
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class LoopConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
-    mesh: tuple[int, ...] = (1, 1, 1)
-    strategy: str = "data"
+    microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
+    by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class StageConfig:
     tokens: int = 0  # language-model stages: tokens per step instead of rows
     dataset: str = ""  # language-model stages: a packed dataset (``aqaa pack``) in place of the recipe's corpus
     workers: int = 0  # processes that read the packed dataset; 0: threads of this one
+    head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 
 
 @dataclass(frozen=True)

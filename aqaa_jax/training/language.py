@@ -109,6 +109,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         vocab=recipe.system.vocab,
         batches=_batches(recipe, run_dir, stage_config, mix),
         audio_rows=rows,
+        head_chunk=stage_config.head_chunk,
     )
     model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
     save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})

@@ -47,6 +47,8 @@ class Stage(Protocol):
         """Called before each step, for work outside the gradient (codebook revival); mostly the identity."""
         ...
 
+    # A stage may have ``settle`` as well (``step.Settle``), for weights that no gradient moves.
+
     def evaluate(self, model: Any) -> dict[str, float]:
         """Figures on held-out data, once at the end."""
         ...
@@ -81,8 +83,16 @@ def train(
     if latest is not None:
         state = store.restore(latest, state)
         say(f"[{stage.name}] resuming from step {latest}")
-    train_step = make_train_step(stage.loss, stage.weights, optimizer, ema_decay=loop.ema_decay)
-    mesh, table = meshes.make_mesh(loop.mesh), rules.strategy(loop.strategy)
+    train_step = make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        ema_decay=loop.ema_decay,
+        microbatches=loop.microbatches,
+        by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
+    )
+    mesh, table = meshes.make_mesh(loop.sharding.mesh), rules.rules_of(loop.sharding)
     interrupted = _on_sigterm()
     with partition.partitioning(mesh, table), (run_dir / "metrics.jsonl").open("a") as journal:
         progress = _Progress(stage.name, int(state.step), loop, journal, say)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from aqaa_jax.codec.paraformer import LinguisticEncoder, depthwise
-from aqaa_jax.config import LinguisticConfig
+from aqaa_jax.config import LinguisticConfig, MeshConfig
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import partitioning, shard
 from aqaa_jax.sharding.rules import strategy
@@ -95,7 +95,7 @@ def test_gradients_are_finite_and_leave_cmvn_alone(encoder, feats_BTM):
 def test_sharded_equals_single_device(encoder, name):
     feats = jax.random.normal(jax.random.key(2), (4, 10, CONFIG.features))
     lengths = jnp.array([10, 7, 4, 1])
-    mesh, rules = make_mesh((2, 2, 2)), strategy(name)
+    mesh, rules = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), strategy(name)
     with partitioning(mesh, rules):
         out = jax.jit(lambda encoder, feats, lengths: encoder(feats, lengths))(
             shard(encoder, mesh, rules), feats, lengths

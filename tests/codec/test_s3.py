@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from aqaa_jax.codec.s3 import SemanticEncoder, StridedConv, count_vectors
-from aqaa_jax.config import SemanticConfig
+from aqaa_jax.config import MeshConfig, SemanticConfig
 from aqaa_jax.sharding.axes import FEATURES
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import partitioning, shard
@@ -70,7 +70,7 @@ def test_gradients_are_finite(encoder):
 @pytest.mark.parametrize("name", ["data", "fsdp_tensor"])
 def test_sharded_equals_single_device(encoder, name):
     mel, lengths = jax.random.normal(jax.random.key(2), (4, 20, 8)), jnp.array([20, 11, 4, 1])
-    mesh, rules = make_mesh((2, 2, 2)), strategy(name)
+    mesh, rules = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), strategy(name)
     with partitioning(mesh, rules):
         out = jax.jit(lambda encoder, mel, lengths: encoder(mel, lengths))(shard(encoder, mesh, rules), mel, lengths)
     assert np.abs(out - encode(encoder, mel, lengths)).max() < 1e-5

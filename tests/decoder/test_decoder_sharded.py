@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from aqaa_jax.checkpoint.tree import named_weights
-from aqaa_jax.config import DecoderConfig
+from aqaa_jax.config import DecoderConfig, MeshConfig
 from aqaa_jax.decoder.model import Decoder
-from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import init_sharded, partitioning, shard
 from aqaa_jax.sharding.rules import STRATEGIES
 
@@ -36,11 +36,11 @@ def single():
     return model, value, logits, named_weights(grads)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", ["fsdp=2,tensor=2", "data=2,fsdp=2,tensor=2"])
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_forward_and_gradient(single, shape, name):
+def test_forward_and_gradient(single, sizes, name):
     model, value, logits, grads = single
-    mesh, rules = make_mesh(shape), STRATEGIES[name]
+    mesh, rules = make_mesh(parse_mesh(sizes)), STRATEGIES[name]
 
     # A new function for every mesh: constraints are part of the trace, but not of jit's cache key.
     def loss_here(model, tokens, segments):
@@ -58,7 +58,7 @@ def test_forward_and_gradient(single, shape, name):
 
 def test_cached_decoding_on_a_mesh(single):
     model, _, logits, _ = single
-    mesh, rules = make_mesh((1, 2, 2)), STRATEGIES["fsdp_tensor"]
+    mesh, rules = make_mesh(MeshConfig(fsdp=2, tensor=2)), STRATEGIES["fsdp_tensor"]
 
     def two_steps(model, tokens):
         first, cache = model(tokens[:, :4], cache=model.empty_cache(4, 8))
@@ -68,11 +68,11 @@ def test_cached_decoding_on_a_mesh(single):
     with partitioning(mesh, rules):
         out, cache = jax.jit(two_steps)(shard(model, mesh, rules), TOKENS)
     np.testing.assert_allclose(out[0], logits[0], atol=1e-6, rtol=1e-5)
-    assert cache.k.sharding.shard_shape(cache.k.shape) == (2, 2, 8, 1, 4)
+    assert cache.k.sharding.shard_shape(cache.k.shape) == (2, 2, 1, 8, 4)
 
 
 def test_born_sharded(single):
-    mesh, rules = make_mesh((1, 2, 2)), STRATEGIES["fsdp_tensor"]
+    mesh, rules = make_mesh(MeshConfig(fsdp=2, tensor=2)), STRATEGIES["fsdp_tensor"]
     born = init_sharded(build, mesh, rules)
     wq = born.blocks.attention.wq.get_value()
     assert wq.sharding.shard_shape(wq.shape) == (2, 4, 2, 4)
@@ -81,6 +81,6 @@ def test_born_sharded(single):
 
 
 def test_an_uneven_split_is_an_error():
-    mesh, rules = make_mesh((1, 1, 4)), STRATEGIES["tensor"]
+    mesh, rules = make_mesh(MeshConfig(tensor=4)), STRATEGIES["tensor"]
     with pytest.raises(ValueError, match="kv_heads"):
         shard(build(), mesh, rules)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn.linear import Linear
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding import axes, partition, rules
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import constrain, init_sharded, partitioning, shard, to_spec
 
-MESH = (2, 2, 2)
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 class Pair(nnx.Module):
@@ -119,9 +120,9 @@ def test_a_weight_without_axes_is_refused():
 
 def test_mesh_errors_name_the_shape():
     with pytest.raises(ValueError, match="needs 64 devices"):
-        make_mesh((4, 4, 4))
-    with pytest.raises(ValueError, match="positive size"):
-        make_mesh((2, 2))
+        make_mesh(MeshConfig(data=4, fsdp=4, tensor=4))
+    with pytest.raises(ValueError, match="data=0: expected sizes of at least 1"):
+        make_mesh(MeshConfig(data=0))
 
 
 def test_a_jitted_function_is_traced_again_in_another_context():

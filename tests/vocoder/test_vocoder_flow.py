@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from aqaa_jax.config import FlowConfig
-from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import partitioning, shard
 from aqaa_jax.sharding.rules import strategy
 from aqaa_jax.vocoder.encoder import distance_table
@@ -79,10 +79,10 @@ def test_prompt_longer_than_the_row_is_named(batch):
         model.condition(tokens, token_lengths, mel_lengths, speaker, prompt, frames=6)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("data", (4, 1, 1)), ("fsdp_tensor", (2, 2, 2))])
-def test_sharded_is_single_device(batch, name, shape):
+@pytest.mark.parametrize(("name", "sizes"), [("data", "data=4"), ("fsdp_tensor", "data=2,fsdp=2,tensor=2")])
+def test_sharded_is_single_device(batch, name, sizes):
     model, inputs, mel = batch
-    mesh, rules = make_mesh(shape), strategy(name)
+    mesh, rules = make_mesh(parse_mesh(sizes)), strategy(name)
     with partitioning(mesh, rules):
         got = jax.jit(lambda m, *a: m.sample(*a))(shard(model, mesh, rules), *inputs)
     np.testing.assert_allclose(got, mel, atol=3e-5)

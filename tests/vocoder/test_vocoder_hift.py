@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import partitioning, shard
 from aqaa_jax.sharding.rules import strategy
 from aqaa_jax.vocoder.hift import Hift, snake
@@ -96,10 +96,10 @@ def test_phase_stays_exact_over_long_audio(wander):
     assert np.abs(error).max() < 2e-6
 
 
-@pytest.mark.parametrize(("name", "shape"), [("data", (4, 1, 1)), ("fsdp_tensor", (2, 2, 2))])
-def test_sharded_is_single_device(batch, name, shape):
+@pytest.mark.parametrize(("name", "sizes"), [("data", "data=4"), ("fsdp_tensor", "data=2,fsdp=2,tensor=2")])
+def test_sharded_is_single_device(batch, name, sizes):
     model, inputs, wav = batch
-    mesh, rules = make_mesh(shape), strategy(name)
+    mesh, rules = make_mesh(parse_mesh(sizes)), strategy(name)
     with partitioning(mesh, rules):
         got, _ = jax.jit(lambda m, *a: m(*a, lengths_B=LENGTHS))(shard(model, mesh, rules), *inputs)
     np.testing.assert_allclose(got, wav, atol=3e-5)

@@ -1,0 +1,148 @@
+"""The training step of a stage, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from aqaa_jax.config import DecoderConfig, ShardingConfig, VocabConfig
+from aqaa_jax.plan.topology import Topology
+from aqaa_jax.sharding import mesh as meshes
+from aqaa_jax.sharding import partition, rules
+from aqaa_jax.sharding.axes import BATCH, LENGTH
+from aqaa_jax.training.config import StageConfig
+from aqaa_jax.training.optimizer import make_optimizer
+from aqaa_jax.training.stages.language import LanguageStage
+from aqaa_jax.training.state import init_state
+from aqaa_jax.training.step import make_train_step
+
+GIB = 2**30
+STAGES = ("pretrain", "sft")
+_OUT = (
+    re.compile(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)"),
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+)
+
+
+class DoesNotFit(ValueError):
+    """The compiler ran out of device memory; ``needed`` and ``available`` in GiB, as it says them."""
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(f"needs {needed:.2f} GiB of device memory, {available:.2f} GiB are available")
+        self.needed, self.available = needed, available
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned: a stage of training of a decoder as its config says, and the compiler's options."""
+
+    decoder: DecoderConfig
+    vocab: VocabConfig
+    config: StageConfig = field(default_factory=StageConfig)  # batch: rows of a step, length: tokens of a row
+    stage: str = "sft"
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sharding(self) -> ShardingConfig:
+        return self.config.loop.sharding
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, and how long the compiler took (seconds)."""
+
+    compiled: Any
+    mesh: Mesh
+    lowering: float
+    compiling: float
+
+
+def compile_step(job: Job, target: Topology) -> Program:
+    """Compile the step of ``job`` for ``target``.
+
+    Raises ``DoesNotFit``, or ``ValueError`` for a stage without a plan or a mesh that does not suit devices or shapes.
+    """
+    mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
+    began = time.monotonic()
+    with jax.set_mesh(mesh), partition.partitioning(mesh, table):
+        step, state = step_and_state(job)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        lowered = step.lower(_placed(state, mesh, table), abstract_batch(job, mesh, table), _placed(key, mesh, table))
+        lowering, began = time.monotonic() - began, time.monotonic()
+        compiled = compiled_or_reason(lowered, job.flags)
+    return Program(compiled, mesh, lowering, time.monotonic() - began)
+
+
+def step_and_state(job: Job) -> tuple[Any, Any]:
+    """The jitted step of ``job``, the trainer's own, and the shapes of its state."""
+    if job.stage not in STAGES:
+        raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
+    c = job.config
+    nothing = cast(Any, None)  # the loss reads no batches of the stage's own
+    stage = LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=c.head_chunk)
+    optimizer = make_optimizer(c.optimizer, c.loop.steps)
+    step = make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        microbatches=c.loop.microbatches,
+        by_rows=c.loop.by_rows,
+        settle=stage.settle,
+    )
+    model = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
+    return step, jax.eval_shape(lambda m: init_state(m, optimizer, ema=c.loop.ema_decay > 0), model)
+
+
+def compiled_or_reason(lowered: Any, flags: Mapping[str, str]) -> Any:
+    """``lowered`` compiled with ``flags``. Raises ``DoesNotFit`` when the device's memory is too small for it."""
+    try:
+        return lowered.compile(compiler_options=dict(flags) or None)
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        for pattern in _OUT:
+            if found := pattern.search(text):
+                raise DoesNotFit(_gib(*found.groups()[:2]), _gib(*found.groups()[2:])) from None
+        raise ValueError(f"the compiler says: {text.strip().splitlines()[0]}") from error
+
+
+def _gib(number: str, unit: str) -> float:
+    return float(number) * {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}[unit]
+
+
+def _placed(tree: Any, mesh: Mesh, table: rules.Rules) -> Any:
+    """Shapes with the shardings of their declared axes; what declares none is on every device."""
+
+    def one(leaf: Any) -> Any:
+        variable = isinstance(leaf, nnx.Variable)
+        value = leaf.get_value() if variable else leaf
+        axes = leaf.get_metadata().get("axes") if variable else None
+        spec = partition.to_spec(axes or (None,) * value.ndim, value.shape, mesh, table, name="state")
+        value = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, spec))
+        return leaf.replace(value) if variable else value
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def batch_parts(sharding: ShardingConfig, target: Topology) -> int:
+    """Into how many parts the rows of a batch are split; a batch has at least as many rows."""
+    mesh = meshes.make_mesh(sharding.mesh, target.devices)
+    with partition.partitioning(mesh, rules.rules_of(sharding)):
+        return math.prod(mesh.shape[axis] for axis in partition.mesh_axes(BATCH))
+
+
+def abstract_batch(job: Job, mesh: Mesh, table: rules.Rules) -> Any:
+    """A packed batch in which every position carries loss: the most that a step can be asked for."""
+    shape = (job.config.batch, job.config.length)
+    spec = partition.to_spec((BATCH, LENGTH), shape, mesh, table, name="batch")
+    dtypes = {name: jnp.int32 for name in ("tokens", "segment_ids", "source", "targets")} | {"loss_mask": jnp.float32}
+    place = NamedSharding(mesh, spec)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, dtype in dtypes.items()}
