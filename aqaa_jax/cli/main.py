@@ -9,6 +9,8 @@ import sys
 
 COMMANDS = {
     "ask": "answer a spoken question with speech",
+    "tokenize": "recordings into stored codes",
+    "pack": "stored codes into packed training data",
     "train": "train the stages of a config",
     "plan": "what a training step needs and takes on TPUs that are not here",
     "preflight": "check every host before a run",

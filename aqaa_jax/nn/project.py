@@ -23,9 +23,9 @@ def project(
 ) -> Float[Array, "*B out"]:
     """Contract the last ``in_axes`` axes of ``x`` with the first ones of ``weight``, cast to the dtype of ``x``.
 
-    The batch axes of ``x`` are merged: with them apart, the CPU compiler writes a transposed copy of every activation for
-    the weight gradient, which doubled the time of a training step. The axes of the weight are not: merging heads with
-    their width is a copy of the weight on a TPU.
+    The batch axes of ``x`` are merged: with them apart, the CPU compiler writes a transposed copy of every activation
+    for the weight gradient, which doubled the time of a training step. The axes of the weight are not: merging heads
+    with their width is a copy of the weight on a TPU.
     A weight that is in pieces (``sharding/manual.py``) is gathered, in the forward pass and again in the backward pass.
     """
     batch = x.shape[: x.ndim - in_axes]

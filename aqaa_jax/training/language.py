@@ -12,6 +12,8 @@ import numpy as np
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
 from aqaa_jax.config import ShardingConfig, to_dict
 from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.language import LanguageBatch, bucket_batches
+from aqaa_jax.data.reader import Reader
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
@@ -75,7 +77,24 @@ def _principal(x: np.ndarray, width: int) -> np.ndarray:
     return (u * s)[:, :width]
 
 
-def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
+def _batches(
+    recipe: RecipeConfig, run_dir: Path, stage_config: StageConfig, mix: MixConfig
+) -> Callable[[int], LanguageBatch]:
+    """Of the packed dataset that the stage names, else of the recipe's own corpus."""
+    seed = stage_config.loop.seed
+    if stage_config.dataset:
+        reader = Reader(
+            stage_config.dataset,
+            batch=stage_config.batch,
+            seed=seed,
+            code_noise=mix.code_noise,
+            workers=stage_config.workers,
+        )
+        if reader.packed.vocab != recipe.system.vocab:
+            raise ValueError(f"{stage_config.dataset}: packed for {reader.packed.vocab}, not for {recipe.system.vocab}")
+        if reader.packed.pairs:
+            raise ValueError(f"{stage_config.dataset}: holds preference pairs; this stage takes examples of one answer")
+        return reader
     tasks = spoken_tasks(recipe, run_dir, mix)
     wanted = shares(to_dict(mix))
     plan = BucketPlan(
@@ -83,9 +102,13 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         wanted,
         tokens=stage_config.tokens,
         steps=stage_config.loop.steps,
-        seed=stage_config.loop.seed,
+        seed=seed,
         shards=batch_shards(stage_config.loop.sharding),
     )
+    return bucket_batches(plan, tasks.example, seed)
+
+
+def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
     start = rows = None
     if name == "sft":
         start = started(recipe, run_dir, name, "decoder")
@@ -97,9 +120,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         name=name,
         decoder=recipe.system.decoder,
         vocab=recipe.system.vocab,
-        plan=plan,
-        examples=tasks.example,
-        seed=stage_config.loop.seed,
+        batches=_batches(recipe, run_dir, stage_config, mix),
         audio_rows=rows,
         head_chunk=stage_config.head_chunk,
     )
