@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
+    "eval": "answers, transcripts, judgements and a report",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

@@ -1,7 +1,8 @@
-"""Training the decoder of a recipe: pretrain, then sft on the same tasks in other shares."""
+"""Training the decoder of a recipe: pretrain, sft1 and sft2 are the same tasks in other shares; dpo is its own."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,26 +11,38 @@ import numpy as np
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
 from aqaa_jax.config import to_dict
 from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.pairs import load_pairs
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
+from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
 from aqaa_jax.training.loop import train
+from aqaa_jax.training.reference import reference_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
+from aqaa_jax.training.stages.preference import TASK, PreferenceStage
 from aqaa_jax.training.start import started
 
 Say = Callable[[str], None]
+DECODER = "decoder.safetensors"
+SELECTED = "answers.json"  # of select: which answers sft2 learns
+PAIRS = "pairs.npz"  # of pairs
 
 
-def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig) -> SpokenTasks:
-    """The tokenized corpus of a run as language-model tasks."""
+def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig, kept: Path | None = None) -> SpokenTasks:
+    """The tokenized corpus of a run as language-model tasks; of the questions, those whose answers ``kept`` names."""
 
     def spoken(name: str) -> SpokenSet:
         return SpokenSet(corpus.items(recipe, name), load_audio(run_dir / "tokenize" / f"{name}.npz"))
 
+    questions = spoken("questions")
+    if kept is not None:
+        answers = frozenset(json.loads(kept.read_text())["kept"])
+        at = [i for i, item in enumerate(questions.items) if item.answer_id in answers]
+        questions = SpokenSet([questions.items[i] for i in at], [questions.audio[i] for i in at])
     return SpokenTasks(
-        questions=spoken("questions").emphasised(mix.emphasis),
+        questions=questions.emphasised(mix.emphasis),
         answers=spoken("answers"),
         voice=spoken("voice"),
         text=corpus.text_tokenizer(recipe, run_dir),
@@ -67,8 +80,18 @@ def _principal(x: np.ndarray, width: int) -> np.ndarray:
     return (u * s)[:, :width]
 
 
-def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
-    tasks = spoken_tasks(recipe, run_dir, mix)
+def decoder_of(recipe: RecipeConfig, run_dir: Path, stage: str) -> Decoder:
+    """The decoder that ``stage`` left. Raises ``FileNotFoundError`` when it has not run."""
+    path = run_dir / stage / DECODER
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; stage {stage!r} has to run first")
+    return load_model(path, abstract(recipe.system, "decoder"))
+
+
+def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
+    stage_config: StageConfig = getattr(recipe, name)
+    mix: MixConfig = getattr(recipe, f"{name}_mix")
+    tasks = spoken_tasks(recipe, run_dir, mix, kept)
     wanted = shares(to_dict(mix))
     plan = BucketPlan(
         tasks.lengths(wanted),
@@ -77,13 +100,6 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         steps=stage_config.loop.steps,
         seed=stage_config.loop.seed,
     )
-    start = rows = None
-    if name == "sft":
-        start = started(recipe, run_dir, name, "decoder")
-        if start is None:
-            start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract(recipe.system, "decoder"))
-    else:
-        rows = codebook_rows(run_dir, recipe.system.decoder.embed)
     stage = LanguageStage(
         name=name,
         decoder=recipe.system.decoder,
@@ -91,17 +107,46 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         plan=plan,
         examples=tasks.example,
         seed=stage_config.loop.seed,
-        audio_rows=rows,
+        audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
     )
     model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
-    save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
+    save_model(run_dir / name / DECODER, model, metadata={"part": "decoder"})
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     """From random weights, audio embeddings from the codebooks: ``pretrain/decoder.safetensors``."""
-    _train(recipe, run_dir, "pretrain", recipe.pretrain, recipe.pretrain_mix, say)
+    _train(recipe, run_dir, "pretrain", say, None, None)
 
 
-def train_sft(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
-    """From the pre-trained decoder: ``sft/decoder.safetensors``."""
-    _train(recipe, run_dir, "sft", recipe.sft, recipe.sft_mix, say)
+def train_sft1(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From the pre-trained decoder, or from the one the run began with: ``sft1/decoder.safetensors``."""
+    start = started(recipe, run_dir, "sft1", "decoder")
+    _train(recipe, run_dir, "sft1", say, decoder_of(recipe, run_dir, "pretrain") if start is None else start, None)
+
+
+def train_sft2(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From sft1, on questions whose answers were selected: ``sft2/decoder.safetensors``."""
+    start = decoder_of(recipe, run_dir, "sft1")
+    _train(recipe, run_dir, "sft2", say, start, run_dir / "select" / SELECTED)
+
+
+def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From sft1, which is the reference too, on the pairs of the run: ``dpo/decoder.safetensors``."""
+    config, vocab = recipe.dpo, Vocab(recipe.system.vocab)
+    pairs = load_pairs(run_dir / "pairs" / PAIRS)
+    references = reference_log_probs(
+        run_dir / "pairs" / "reference",
+        run_dir / "sft1" / DECODER,
+        lambda: decoder_of(recipe, run_dir, "sft1"),
+        pairs,
+        recipe.system.decoder,
+        vocab,
+        tokens=config.tokens,
+        say=say,
+    )
+    lengths = {TASK: np.array([pair.length for pair in pairs])}
+    plan = BucketPlan(lengths, {TASK: 1.0}, tokens=config.tokens, steps=config.loop.steps, seed=config.loop.seed)
+    stage = PreferenceStage("dpo", recipe.system.decoder, vocab, plan, pairs, references, recipe.preference)
+    start = decoder_of(recipe, run_dir, "sft1")
+    model = train(stage, run_dir / "dpo", config.loop, config.optimizer, start=start, log=say)
+    save_model(run_dir / "dpo" / DECODER, model, metadata={"part": "decoder"})

@@ -14,7 +14,7 @@ CONFIG = f"--config={Path(__file__).parents[2] / 'configs' / 'pocket.py'}"
     [
         (["--config=nowhere.py"], "nowhere.py"),
         ([CONFIG + ":huge"], "not known"),
-        ([CONFIG, "--config.sft.nope=3"], "no such config field: 'nope'"),
+        ([CONFIG, "--config.sft1.nope=3"], "no such config field: 'nope'"),
         ([CONFIG, "--stages=sing"], "unknown stage 'sing'"),
         (["--run_dir=x"], "--config=FILE is required"),
     ],
