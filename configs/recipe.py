@@ -3,8 +3,8 @@
     aqaa train --config=configs/recipe.py            # all stages; sft1.py, sft2.py, dpo.py, merge.py run one each
 
 `:pocket` (default) goes on from the shipped pocket model; `:scratch` makes everything from nothing first; `:smoke` is
-`:scratch` at a size that learns nothing, for tests; `:full` has the published sizes and, where the papers give
-them, the published values. All five files share one run folder, `runs/recipe-VARIANT`.
+`:pocket` with a handful of steps, for tests; `:full` has the published sizes and, where the papers give them, the
+published values. All five files share one run folder, `runs/recipe-VARIANT`.
 """
 
 import runpy
@@ -37,8 +37,8 @@ def _stage(steps: int, tokens: int, lr: float, final_fraction: float, **loop) ->
 
 
 def _pocket(arg: str) -> ConfigDict:
-    config = pocket("smoke" if arg == "smoke" else "pocket")
-    if arg == "pocket":
+    config = pocket("pocket")
+    if arg != "scratch":
         config.start = "aqaa_jax/assets/pocket"
         config.stages = ("corpus", "tokenize", *POST_TRAINING)
         # The shipped decoder has been through its own sft1: a short one, at what its learning rate ended with.
@@ -56,12 +56,13 @@ def _pocket(arg: str) -> ConfigDict:
     config.pairs = ConfigDict({"questions": 2000, "temperatures": (0.0, 0.7, 1.0, 1.3)})
     config.merge = ConfigDict({"sft1": 5.0, "sft2": 5.0, "dpo": 1.0})
     if arg == "smoke":
-        for name in ("sft2", "dpo"):
-            config[name].loop.update({"steps": 6, "log_every": 3})
+        config.corpus.update({"voice_utterances": 10, "questions": 60})
+        for name in ("sft1", "sft2", "dpo"):
+            config[name].loop.update({"steps": 4, "log_every": 2})
             config[name].tokens = 512
-        config.select = ConfigDict({"listen": False})  # nothing that it says is understood
-        config.pairs.update({"questions": 6, "temperatures": (1.0,), "batch": 3})
-        config.system.sampling.max_new_tokens = 60
+        config.sft1_mix = ConfigDict({"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 1.0, "aqtaa": 1.0})
+        config.select = ConfigDict({"listen": False})
+        config.pairs.update({"questions": 8, "temperatures": (4.0,), "batch": 4})
     return config
 
 
