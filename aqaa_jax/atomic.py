@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; JSON objects go in and out."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def write_json(path: str | Path, values: Any) -> None:
     """Write ``values`` as indented JSON in one step, folders included."""
     with written(path) as part:
         part.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}; expected a JSON object")
+    return values

@@ -95,7 +95,7 @@ def stored_weights(reader: ShardReader, expected: Collection[str]) -> dict[str, 
     """What ``reader`` holds under the names of a model: layers stored apart are a stack, int8 rows are scaled."""
     shapes = reader.shapes
     stacks = {name: list(_layers(name, shapes)) for name in expected if name not in shapes}
-    scales = {name + SCALE for name, tensor in shapes.items() if tensor.dtype == np.int8 and name + SCALE in shapes}
+    scales = {name + SCALE for name, tensor in shapes.items() if tensor.dtype == np.int8}
     used = {layer for layers in stacks.values() for layer in layers} | scales
     out = {name: _one(reader, name, name + SCALE in scales) for name in shapes if name not in used}
     return out | {name: _stack(reader, layers) for name, layers in stacks.items() if layers}
@@ -111,7 +111,9 @@ def _one(reader: ShardReader, name: str, scaled: bool) -> StoredWeight:
     tensor = reader.shapes[name]
     if not scaled:
         return StoredWeight(tensor, lambda index: reader.read(name, index))
-    scale, rows = reader.shapes[name + SCALE], (*tensor.shape[:-1], 1)
+    scale, rows = reader.shapes.get(name + SCALE), (*tensor.shape[:-1], 1)
+    if scale is None:
+        raise ValueError(f"{reader.files[0]}: int8 tensor {name!r} has no {name + SCALE!r}, expected of shape {rows}")
     if scale.shape != rows:
         raise ValueError(f"{reader.files[0]}: tensor {name + SCALE!r} has shape {scale.shape}, expected {rows}")
     return StoredWeight(
@@ -132,8 +134,12 @@ def _stack(reader: ShardReader, layers: list[str]) -> StoredWeight:
             )
     return StoredWeight(
         jax.ShapeDtypeStruct((len(layers), *tensor.shape), tensor.dtype),
-        lambda index: np.stack([reader.read(name, index[1:]) for name in layers[index[0]]]),
+        lambda index: _stacked([reader.read(name, index[1:]) for name in layers[index[0]]]),
     )
+
+
+def _stacked(layers: list[np.ndarray]) -> np.ndarray:
+    return layers[0][None] if len(layers) == 1 else np.stack(layers)  # one layer needs no copy
 
 
 def _placed(tensor: StoredWeight, leaf: Any, sharding: Any) -> jax.Array:

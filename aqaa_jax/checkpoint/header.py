@@ -30,6 +30,7 @@ _NAMES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+FLOATS = ("bfloat16", "float16", "float32")  # what float weights may be stored as
 DTYPES = {name: np.dtype(dtype) for name, dtype in _NAMES.items()}
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST = 100_000_000  # bytes; the limit of the format's own reader
@@ -41,6 +42,12 @@ class Stored(NamedTuple):
 
     struct: jax.ShapeDtypeStruct
     offset: int
+
+
+def check_float(dtype: str) -> None:
+    """Raise ``ValueError`` unless ``dtype`` names one of ``FLOATS``."""
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(FLOATS)}")
 
 
 def nbytes(tensor: jax.ShapeDtypeStruct) -> int:

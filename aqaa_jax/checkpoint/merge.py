@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aqaa_jax import atomic
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint import folder, hashes, store
 from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, Source, Unpacked, runs
 from aqaa_jax.checkpoint.header import nbytes
@@ -94,7 +95,7 @@ def _kind(path: Path) -> str:
         return FILE
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such checkpoint; expected a model folder, a run's checkpoints or weights")
-    if (path / folder.CONFIG).is_file() and "system" in _json(path / folder.CONFIG):
+    if (path / folder.CONFIG).is_file() and "system" in read_json(path / folder.CONFIG):
         return MODEL
     return FILE if any(path.glob(f"model*{SUFFIX}")) else ORBAX
 
@@ -165,7 +166,7 @@ class _Task:
         check_space(self.output, size)
         groups = [[*(file for part in readers.values() for file in part[i].files), t] for i, t in enumerate(texts)]
         about = self.provenance(
-            self.hash(groups), [_json(path / folder.CONFIG).get("provenance") for path in self.paths]
+            self.hash(groups), [read_json(path / folder.CONFIG).get("provenance") for path in self.paths]
         )
         tell = self.watch("averaging", size)
         for part, mean in means.items():
@@ -261,13 +262,6 @@ def _check_new_file(output: Path) -> None:
     taken = [output] if output.exists() else sorted(output.parent.glob(f"{prefix}-*{SUFFIX}"))
     if taken:
         raise ValueError(f"{taken[0]}: exists; remove it or choose another output")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from None
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -64,15 +64,16 @@ class ShardReader:
         if nbytes(tensor) == 0 or tensor.shape == ():  # nothing to map
             raw = np.fromfile(file, tensor.dtype, count=int(np.prod(tensor.shape)), offset=offset)
             return raw.reshape(tensor.shape)[() if rows is None else rows]
-        if rows is None or isinstance(rows, slice):
-            start, stop, step = (rows or slice(None)).indices(tensor.shape[0])
+        box = rows if isinstance(rows, tuple) else (rows or slice(None),)
+        if all(s.indices(size) == (0, size, 1) for s, size in zip(box[1:], tensor.shape[1:], strict=False)):
+            start, stop, step = box[0].indices(tensor.shape[0])
             if step == 1:  # plain reads: mapped pages would count as resident memory
                 width = nbytes(tensor) // tensor.shape[0]
                 count, stop = (max(stop - start, 0) * width) // tensor.dtype.itemsize, max(stop, start)
                 raw = np.fromfile(file, tensor.dtype, count=count, offset=offset + start * width)
                 return raw.reshape(stop - start, *tensor.shape[1:])
         mapped = np.memmap(file, tensor.dtype, mode="r", offset=offset, shape=tensor.shape)
-        return np.array(mapped[rows])
+        return np.array(mapped[box])
 
     def close(self) -> None:
         """Nothing is held open between reads; here for readers that do hold files."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
+
+from aqaa_jax.cli.arguments import add_parts, add_shard_size, shard_bytes
 
 DESCRIPTION = """Write trained weights as files that PyTorch users load as they are.
 
@@ -26,16 +27,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder, `pocket`, or runs/NAME/STAGE; only read")
     p.add_argument("folder", metavar="FOLDER", help="where the files go: a new folder, or one to be completed")
-    p.add_argument(
-        "--parts", default="", metavar="A,B", help="of linguistic, semantic, decoder, flow, hift (all there)"
-    )
+    add_parts(p, "of linguistic, semantic, decoder, flow, hift (all there)")
     p.add_argument(
         "--dtype",
         default="",
         metavar="NAME",
         help="bfloat16 (default of the decoder; the rest is float32), float16, float32",
     )
-    p.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most of one decoder shard (default 5 GB)")
+    add_shard_size(p)
     p.add_argument("--step", type=int, metavar="N", help="of a training stage (default: the newest)")
     p.add_argument(
         "--dry-run", action="store_true", help="check names and shapes in the headers, tell sizes; write nothing"
@@ -47,26 +46,24 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Export what is there; the plan goes to stdout, progress to stderr."""
     args = parser().parse_args(argv)
-    if not args.shard_gb > 0:
-        raise ValueError(f"--shard-gb is {args.shard_gb}; expected more than 0")
+    max_bytes = shard_bytes(args.shard_gb)
     from aqaa_jax.convert import export, export_checkpoint
     from aqaa_jax.convert.progress import peak_memory
     from aqaa_jax.inference.system import SHIPPED, shipped_folder
 
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    parts = tuple(part.strip() for part in args.parts.split(",") if part.strip())
     source = shipped_folder() if args.checkpoint == SHIPPED else args.checkpoint
     if export_checkpoint.is_checkpoint(source):
-        if parts:
+        if args.parts:
             raise ValueError(f"--parts: {source} is the checkpoint of one part; expected no such option")
         export_checkpoint.run(
             source, args.folder, step=args.step, dtype=args.dtype, dry_run=args.dry_run, check=args.verify, say=say
         )
     else:
-        planned = export.plan(source, parts, args.dtype or "bfloat16")
+        planned = export.plan(source, args.parts, args.dtype or "bfloat16")
         print(export.report(planned, args.folder))
         if not args.dry_run:
-            export.write(planned, args.folder, max_bytes=math.ceil(args.shard_gb * 1e9), say=say)
+            export.write(planned, args.folder, max_bytes=max_bytes, say=say)
             if args.verify:
                 print(f"verified {export.verify(planned, args.folder, say=say)} tensors in {args.folder}")
     say(f"peak resident memory {peak_memory() / 1e9:.2f} GB")

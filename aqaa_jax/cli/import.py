@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
+from aqaa_jax.cli.arguments import add_parts, add_shard_size, shard_bytes
 from aqaa_jax.config import SystemConfig, from_dict
 
 DESCRIPTION = """Import published weights into a model folder of this project.
@@ -38,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
         help="a config whose sizes the files must have, and which gives what they do not say: answer pattern, prompt, "
         "sampling (default: the published values)",
     )
-    p.add_argument("--parts", default="", metavar="A,B", help="only these parts of the file set")
+    add_parts(p, "only these parts of the file set")
     p.add_argument("--dtype", default="", metavar="NAME", help="store float weights as bfloat16, float16 or float32")
     p.add_argument(
         "--dry-run", action="store_true", help="check names, shapes and dtypes in the headers; write nothing"
     )
     p.add_argument("--verify", action="store_true", help="read everything written again and compare hashes")
     p.add_argument("--keep-unexpected", action="store_true", help="keep tensors that are not known aside, do not stop")
-    p.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most of one decoder shard (default 5 GB)")
+    add_shard_size(p)
     p.add_argument(
         "--mesh",
         metavar="D,F,T",
@@ -58,8 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Import what is there; the report goes to stdout, progress to stderr."""
     args = parser().parse_args(argv)
-    if not args.shard_gb > 0:
-        raise ValueError(f"--shard-gb is {args.shard_gb}; expected more than 0")
+    max_bytes = shard_bytes(args.shard_gb)
     base = load_system_config(args.config) if args.config else SystemConfig()
     mesh = _mesh_shape(args.mesh) if args.mesh else ()
     from aqaa_jax.convert.importer import Options, import_folder
@@ -67,11 +66,11 @@ def run(argv: list[str]) -> int:
 
     options = Options(
         dtype=args.dtype,
-        parts=tuple(part.strip() for part in args.parts.split(",") if part.strip()),
+        parts=args.parts,
         dry_run=args.dry_run,
         verify=args.verify,
         keep_unexpected=args.keep_unexpected,
-        shard_bytes=math.ceil(args.shard_gb * 1e9),
+        shard_bytes=max_bytes,
         mesh=mesh,
         strategy=args.strategy,
     )

@@ -20,7 +20,6 @@ they are read, added in float32 and written slice by slice.
 
   aqaa merge sft1:5 sft2:5 dpo:1 -o merged        the recipe of Step-Audio-AQAA
 """
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("inputs", nargs="+", metavar="CHECKPOINT:WEIGHT", help="what to average (weight: default 1)")
     p.add_argument("-o", "--output", required=True, help="where the mean goes: a new folder or .safetensors file")
-    p.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: as in the first checkpoint)")
+    p.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="store weights as bfloat16, float16 or float32 (default: as in the first checkpoint)",
+    )
     p.add_argument("--accumulate", choices=("float32", "float64"), default="float32", help="dtype of the sums")
     p.add_argument("--json", action="store_true", help="print what went in, with weights and hashes, as JSON")
     return p
@@ -45,9 +48,12 @@ def run(argv: list[str]) -> int:
     import jax
     import jax.numpy as jnp
 
+    from aqaa_jax.checkpoint.header import check_float
     from aqaa_jax.checkpoint.merge import merge
     from aqaa_jax.convert.progress import Progress
 
+    if args.dtype:
+        check_float(args.dtype)
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")  # all is done on the host; leave the accelerator to others
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731

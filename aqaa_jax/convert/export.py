@@ -18,13 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from aqaa_jax import atomic
-from aqaa_jax.checkpoint import hashes, shards
+from aqaa_jax.checkpoint import hashes, header, shards
 from aqaa_jax.checkpoint.folder import CONFIG, PARTS, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.checkpoint.header import nbytes
+from aqaa_jax.config import SystemConfig
 from aqaa_jax.convert import torch_file
-from aqaa_jax.convert.export_files import DTYPES, WEIGHTS, Content, Target, card, notes, target
+from aqaa_jax.convert.composing import compose
+from aqaa_jax.convert.export_files import WEIGHTS, Content, Target, card, notes, target
 from aqaa_jax.convert.part_source import PartSource
 from aqaa_jax.convert.progress import Progress
+from aqaa_jax.convert.record import read_records
 from aqaa_jax.version import __version__
 
 JOURNAL = f"export{hashes.SUFFIX}"
@@ -56,10 +59,9 @@ def plan(directory: str | Path, parts: Sequence[str] = (), dtype: str = "bfloat1
     directory, unknown = Path(directory), sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"unknown part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    config = read_config(directory)
-    chosen = tuple(p for p in PARTS if (p in parts if parts else _is_there(directory, p)))
+    header.check_float(dtype)
+    config, there = _present(directory)
+    chosen = tuple(p for p in PARTS if (p in parts if parts else p in there))
     if not chosen:
         raise FileNotFoundError(f"{directory}: holds no weights of {', '.join(PARTS)}")
     sources = {part: PartSource(directory, config, part) for part in chosen}
@@ -133,8 +135,12 @@ def report(export: Export, destination: str | Path) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in export.notes)])
 
 
-def _is_there(directory: Path, part: str) -> bool:
-    return bool(list(directory.glob(f"{part}*.safetensors")))
+def _present(directory: Path) -> tuple[SystemConfig, list[str]]:
+    """Configuration and parts of a model folder, or of a folder to which only some parts have been imported yet."""
+    records = read_records(directory)
+    if (directory / CONFIG).is_file() or not records:
+        return read_config(directory), [p for p in PARTS if list(directory.glob(f"{p}*.safetensors"))]
+    return compose(SystemConfig(), {part: record["config"] for part, record in records.items()}), list(records)
 
 
 def _fingerprint(directory: Path, dtype: str) -> str:

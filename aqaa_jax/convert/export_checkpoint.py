@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from aqaa_jax import atomic
-from aqaa_jax.checkpoint import shards
+from aqaa_jax.checkpoint import header, shards
 from aqaa_jax.checkpoint.average import runs
 from aqaa_jax.checkpoint.folder import CONFIG
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.checkpoint.store import Saved
-from aqaa_jax.convert.export_files import DTYPES
 from aqaa_jax.convert.progress import Progress
 
 RECORD = "checkpoint.json"
@@ -46,8 +45,8 @@ def run(
     file. The averaged model is taken where the run kept one. ``check`` reads the file again and compares hashes.
     Raises ``ValueError`` if ``destination`` is not empty and holds something else.
     """
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if dtype:
+        header.check_float(dtype)
     destination, saved = Path(destination), Saved(_steps(path), step)
     plan = {name: jax.ShapeDtypeStruct(t.shape, _cast(t.dtype, dtype)) for name, t in saved.shapes.items()}
     total = sum(map(nbytes, plan.values()))

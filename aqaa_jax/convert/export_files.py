@@ -37,7 +37,6 @@ WEIGHTS = {  # the decoder's are shards
     "flow": f"{VOCODER}/flow.pt",
     "hift": f"{VOCODER}/hift.pt",
 }
-DTYPES = ("bfloat16", "float16", "float32")
 _TWIN = ("configuration_step1.py", "modeling_step1.py")
 _CLASSES = {  # the published classes that cosyvoice.yaml builds
     "flow": "cosyvoice.flow.flow.MaskedDiffWithXvec",

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import LinguisticConfig, SemanticConfig, SystemConfig
 from aqaa_jax.convert import cosyvoice, flow, hift, layout, paraformer, s3, step1
+from aqaa_jax.convert.composing import part_config, with_part
 from aqaa_jax.convert.layout import Entry
 from aqaa_jax.convert.readers import Lazy, Reader, in_memory, merged, open_weights
 from aqaa_jax.parts import abstract
@@ -96,19 +98,6 @@ def detect(
 def _one_of(directory: Path, stem: str) -> Path | None:
     suffixes = (".onnx", ".safetensors") if stem == S3_FILE else (".pt", ".safetensors")
     return next((directory / f"{stem}{s}" for s in suffixes if (directory / f"{stem}{s}").is_file()), None)
-
-
-def with_part(base: SystemConfig, part: str, config: Any) -> SystemConfig:
-    """``base`` with the configuration of one part replaced."""
-    if part == "decoder":
-        return dataclasses.replace(base, decoder=config)
-    section = "tokenizer" if part in ("linguistic", "semantic") else "vocoder"
-    return dataclasses.replace(base, **{section: dataclasses.replace(getattr(base, section), **{part: config})})
-
-
-def part_config(system: SystemConfig, part: str) -> Any:
-    """The configuration of one part."""
-    return next(getattr(s, part) for s in (system, system.tokenizer, system.vocoder) if hasattr(s, part))
 
 
 def _check_agrees(one: FileSet, base: SystemConfig) -> None:
@@ -251,17 +240,6 @@ def _vocoder_set(
     expected = _expected(part, config, model, entries)
     none = lambda name: False  # noqa: E731
     return FileSet(part, path, (path, yaml_file), config, model, published, expected, convertible, entries, none)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ``ValueError`` naming the file."""
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}; expected an object")
-    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqaa_jax import atomic
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint import folder, header, shards
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
-from aqaa_jax.config import SystemConfig, from_dict, to_dict
+from aqaa_jax.config import SystemConfig, to_dict
 from aqaa_jax.convert import layout, speaker
 from aqaa_jax.convert.account import Account
-from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect, part_config, read_json, with_part
+from aqaa_jax.convert.composing import compose
+from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.convert.record import RECORD, read_record, read_records, verify_part, write_record
 from aqaa_jax.sharding.mesh import abstract_mesh
@@ -116,8 +118,8 @@ def _check(
     source: Path, target: Path, base: SystemConfig, options: Options, given: bool, report: Say
 ) -> tuple[SystemConfig, list[Job]]:
     """Everything that can be told before writing: the system that will be there, and a job per part."""
-    if options.dtype and options.dtype not in _DTYPES:
-        raise ValueError(f"dtype is {options.dtype!r}; expected one of {', '.join(_DTYPES)}")
+    if options.dtype:
+        header.check_float(options.dtype)
     _check_target(source, target)
     sets = detect(source, base, given=given, parts=options.parts, dtype=options.dtype)
     accounts = [Account.of(one, casting=bool(options.dtype), keep_unexpected=options.keep_unexpected) for one in sets]
@@ -137,9 +139,6 @@ def _check(
     return system, [Job(*job) for job in zip(sets, accounts, plans, strict=True)]
 
 
-_DTYPES = ("bfloat16", "float16", "float32")
-
-
 def _check_target(source: Path, target: Path) -> None:
     """Raise ``ValueError`` if something in ``target`` would be lost that no import has put there."""
     if target.exists() and source.exists() and target.samefile(source):
@@ -152,27 +151,6 @@ def _check_target(source: Path, target: Path) -> None:
         for path in filter(Path.is_file, weights):
             if not (target / f"{part}{shards.hashes.SUFFIX}").is_file():
                 raise ValueError(f"{path}: not written by an import; expected a folder without it")
-
-
-def compose(base: SystemConfig, configs: Mapping[str, Mapping[str, Any]]) -> SystemConfig:
-    """``base`` with the parts' own configurations. Raises ``ValueError`` naming two values that do not go together."""
-    for part, values in configs.items():
-        base = with_part(base, part, from_dict(type(part_config(base, part)), values))
-    vocab, mel = base.vocab, base.vocoder.flow.mel
-    pairs = {
-        "decoder": (("decoder.vocab", base.decoder.vocab, "vocab.size", vocab.size),),
-        "linguistic": (("linguistic.codes", base.tokenizer.linguistic.codes, "vocab.linguistic", vocab.linguistic),),
-        "semantic": (("semantic.codes", base.tokenizer.semantic.codes, "vocab.semantic", vocab.semantic),),
-        "flow": (("flow.vocab", base.vocoder.flow.vocab, "linguistic + semantic", vocab.linguistic + vocab.semantic),),
-        "hift": (("hift.sample_rate", base.vocoder.hift.sample_rate, "mel.sample_rate", mel.sample_rate),),
-    }
-    for part in configs:
-        for name, value, other, expected in pairs[part]:
-            if value < expected if part == "flow" else value != expected:
-                raise ValueError(
-                    f"{name} is {value}, {other} is {expected}; give a --config whose values fit the files"
-                )
-    return base
 
 
 def _plan(one: FileSet, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:

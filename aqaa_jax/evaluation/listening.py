@@ -91,7 +91,7 @@ def import_ratings(run: Run, files: Sequence[str | Path]) -> int:
     path = run.folder / KEY
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; write the listening page first")
-    key = json.loads(path.read_text())
+    key = atomic.read_json(path)
     ratings: dict[str, dict[str, int]] = {}
     for file in files:
         for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aqaa_jax.atomic import write_json
+from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.evaluation.cases import CaseSet, from_json, to_json
 from aqaa_jax.evaluation.journal import Journal
 from aqaa_jax.inference.system import shipped_folder
@@ -77,8 +77,8 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / SET).is_file():
         raise FileNotFoundError(f"{folder / SET}: missing; generate the answers first")
-    cases = from_json(json.loads((folder / SET).read_text(encoding="utf-8")))
-    return Run(folder, cases, json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+    cases = from_json(read_json(folder / SET))
+    return Run(folder, cases, read_json(folder / ABOUT))
 
 
 def about_model(folder: str | Path | None) -> dict[str, str]:

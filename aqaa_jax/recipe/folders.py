@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +102,7 @@ def _write_folder(recipe: RecipeConfig, run_dir: Path, stage: str, folder: Path,
         return  # of a sitting that was stopped
     parts = trained_parts(recipe, run_dir, stage)
     parameters = sum(leaf.size for part in parts.values() for leaf in jax.tree.leaves(part))
-    spent = {p.parent.name: json.loads(p.read_text()) for p in sorted(run_dir.glob("*/done.json"))}
+    spent = {p.parent.name: atomic.read_json(p) for p in sorted(run_dir.glob("*/done.json"))}
     speaker = run_dir / start.FOLDER / SPEAKER_MODEL
     if speaker.is_file():
         with atomic.written(folder / SPEAKER_MODEL) as part:

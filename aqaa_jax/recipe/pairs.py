@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aqaa_jax.atomic import write_json, written
+from aqaa_jax.atomic import read_json, write_json, written
 from aqaa_jax.data.pairs import Pair, save_pairs
 from aqaa_jax.data.questions import answers
 from aqaa_jax.data.tasks import SpokenTasks
@@ -66,9 +66,10 @@ def make_pairs(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     for number, start in enumerate(range(0, len(questions), config.batch)):
         path = folder / "samples" / f"{number:05d}.json"
         if not path.exists():
-            write_json(path, _sample(recipe, model, tasks, questions[start : start + config.batch], number))
+            chosen = questions[start : start + config.batch]
+            write_json(path, {"questions": _sample(recipe, model, tasks, chosen, number)})
             say(f"[pairs] {min(start + config.batch, len(questions))}/{len(questions)} questions answered")
-        asked += json.loads(path.read_text())
+        asked += read_json(path)["questions"]
     _assemble(recipe, folder, model, tasks, asked, say)
 
 

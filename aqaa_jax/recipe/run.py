@@ -7,13 +7,12 @@ it connects ``training``, ``inference`` and ``evaluation``.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from aqaa_jax.atomic import write_json
+from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.config import to_dict
 from aqaa_jax.recipe import folders, pairs, select
 from aqaa_jax.training import corpus, language, start, tokenizers, vocoders
@@ -72,7 +71,7 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
 @contextlib.contextmanager
 def _timed(path: Path) -> Iterator[dict[str, float]]:
     """Seconds and CPU seconds inside, added to those of interrupted sittings, which ``path`` remembers."""
-    spent = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    spent = read_json(path) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock, cpu = time.monotonic(), time.process_time()
     try:
         yield spent
@@ -89,7 +88,7 @@ def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
     if not path.exists():
         write_json(path, values)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
 
     def used(name: str) -> bool:
         return (run_dir / USED_BY.get(name, name.removesuffix("_mix"))).exists()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
 from aqaa_jax.config import to_dict
 from aqaa_jax.data.buckets import BucketPlan
@@ -38,7 +38,7 @@ def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig, kept: Path
 
     questions = spoken("questions")
     if kept is not None:
-        answers = frozenset(json.loads(kept.read_text())["kept"])
+        answers = frozenset(read_json(kept)["kept"])
         at = [i for i, item in enumerate(questions.items) if item.answer_id in answers]
         questions = SpokenSet([questions.items[i] for i in at], [questions.audio[i] for i in at])
     return SpokenTasks(

@@ -7,7 +7,6 @@ which of them count may change later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aqaa_jax.atomic import write_json
+from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.checkpoint import hashes
 from aqaa_jax.config import DecoderConfig, to_dict
 from aqaa_jax.data.pairs import KINDS, Pair, data_hash, pair_batch
@@ -70,7 +69,7 @@ def _check_same(path: Path, about: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, about)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     stale = [name for name in about if before.get(name) != about[name]]
     if stale:
         raise ValueError(

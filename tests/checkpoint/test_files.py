@@ -35,6 +35,9 @@ def test_tables_are_stored_as_int8_rows(tmp_path):
     save_file(path, {**stored, "kernel.scale": stored["kernel.scale"][:1]})
     with pytest.raises(ValueError, match=r"'kernel.scale' has shape \(1, 1\), expected \(3, 1\)"):
         load_model(path, jax.eval_shape(build))
+    save_file(path, {name: value for name, value in stored.items() if name != "kernel.scale"})
+    with pytest.raises(ValueError, match=r"int8 tensor 'kernel' has no 'kernel.scale'"):
+        load_model(path, jax.eval_shape(build))
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ BAD = {
         lambda f: (f / "hift.safetensors").write_bytes((f / "hift.safetensors").read_bytes()[:-9]),
         "b/hift.safetens",
     ),
-    "config": (lambda f: (f / "config.json").write_text("{"), "b/config.json: not a JSON object"),
+    "config": (lambda f: (f / "config.json").write_text("{"), "b/config.json: not JSON"),
     "folder": (shutil.rmtree, "b: no such checkpoint"),
     "not a folder": (lambda f: (f / "config.json").unlink(), "b: not a model folder, as others are"),
 }
