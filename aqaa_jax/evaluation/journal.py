@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,11 @@ class Journal:
         return key in self.lines and "failure" not in self.lines[key]
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append one line; it is on disk when this returns."""
+        """Append one line; it outlives the process from here on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lines[line["id"]] = dict(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def fill(self, keys: Iterable[str], make: Callable[[list[str]], Iterable[Mapping[str, Any]]], batch: int) -> None:
         """``make`` the lines of those ``keys`` that have no result, ``batch`` at a time."""

@@ -101,8 +101,8 @@ def import_ratings(run: Run, files: Sequence[str | Path]) -> int:
     journal = run.judgements(JUDGE)
     for item, scores in ratings.items():
         about = key["items"][item]
-        line: dict[str, Any] = {"id": f"{about['kind']}/{about['case']}", "case": about["case"], "ratings": scores}
-        journal.add({**line, "score": float(np.mean(list(scores.values())))})
+        mean = float(np.mean(list(scores.values())))
+        journal.add({"id": f"{about['kind']}/{about['case']}", "case": about["case"], "ratings": scores, "score": mean})
     return len(ratings)
 
 

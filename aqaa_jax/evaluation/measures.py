@@ -65,13 +65,13 @@ def _intrusive(wav: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     pair = reference[:n], wav[:n]
     out = {}
     try:
-        from pystoi import stoi
+        from pystoi import stoi  # pyright: ignore[reportMissingImports]
 
         out["stoi"] = round(float(stoi(*pair, RATE)), 4)
     except ImportError:
         pass
     try:
-        from pesq import PesqError, pesq
+        from pesq import PesqError, pesq  # pyright: ignore[reportMissingImports]
     except ImportError:
         return out
     score = pesq(RATE, *pair, "wb", on_error=PesqError.RETURN_VALUES)

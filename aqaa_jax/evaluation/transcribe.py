@@ -48,7 +48,7 @@ class Whisper:
 
     def __init__(self, model: str):
         try:
-            from transformers import pipeline
+            from transformers import pipeline  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("the transcriber whisper needs transformers: pip install 'aqaa_jax[torch]'") from None
         self.name = f"whisper, {model}"

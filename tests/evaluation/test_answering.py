@@ -1,16 +1,19 @@
 """A model's answers as files: the shipped model on questions, conversations, the codec, and what it cannot answer."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aqaa_jax import Aqaa
+from aqaa_jax.cli.main import main
 from aqaa_jax.dsp import wav as wavs
 from aqaa_jax.evaluation.answering import Answering
 from aqaa_jax.evaluation.cases import Case, CaseSet, Turn
 from aqaa_jax.evaluation.pocket import SPLITS, PocketSets
 from aqaa_jax.evaluation.run import about_model, begin
+from aqaa_jax.evaluation.stepeval import DIMENSIONS
 
 pytestmark = pytest.mark.long  # many shapes to compile
 QUESTION = str(Path(__file__).parents[2] / "examples" / "question.wav")
@@ -86,3 +89,16 @@ def test_the_pocket_sets_are_whole_and_the_same_again(tmp_path):
     assert sum(bool(case.compared_to) for case in first.cases) == 4
     assert all(Path(turn.audio).is_file() for case in first.cases for turn in case.turns if turn.audio)
     assert all(case.answer in first.sentences[case.domain] for case in first.cases if case.spoken)
+
+
+def test_stepeval_goes_through_every_step(tmp_path, stepeval_clone, capsys):
+    wav = wavs.resample(*wavs.read(QUESTION), 16000)
+    clone = stepeval_clone(tmp_path / "clone", wav)
+    arguments = ["eval", "run", str(tmp_path / "run"), "--set", f"stepeval:{clone}", "--judges", "exact"]
+    assert main(arguments) == 0 == main(arguments)  # the second time from files
+    assert capsys.readouterr().err.count("[answers] 9/9") == 1
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
+    assert list(found["groups"]) == list(DIMENSIONS) and found["groups"]["gaming"]["alignment_wer"]["n"] == 1
+    assert "speech exact" not in found["groups"]["gaming"]  # open questions have no right answer
+    assert (tmp_path / "run" / "radar_stop_rate.png").is_file()
+    assert main(["eval", "page", str(tmp_path / "run")]) == 0

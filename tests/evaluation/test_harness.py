@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -328,37 +327,9 @@ def test_a_set_of_ones_own(tmp_path):
             read_jsonl(path)
 
 
-def stepeval(folder, packed):
-    """A clone of the published layout with one conversation per dimension, the last of two turns."""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
-
-    audios = folder / "audios"
-    rows = []
-    for i, name in enumerate(DIMENSIONS):
-        turns = [{"role": "user", "text": f"Question {i}", "audio_filename": f"{i}_0.wav"}]
-        if i == 8:
-            turns += [{"role": "user", "text": "And then?", "audio_filename": "8_1.wav"}]
-            turns += [{"role": "assistant", "text": "what somebody said", "audio_filename": None}]
-        for turn in turns:
-            if turn["audio_filename"]:
-                wavs.write(audios / turn["audio_filename"], tone(0.5), 16000)
-        rows.append({"conversation_id": f"id {i}", "category": name.title().replace("-", " "), "conversation": turns})
-    (folder / "data").mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(rows[::-1]), folder / "data" / "test-00000-of-00001.parquet")
-    if packed:
-        with tarfile.open(folder / "audios.tar.gz", "w:gz") as archive:
-            for path in audios.iterdir():
-                archive.add(path, path.name)
-        for path in audios.iterdir():
-            path.unlink()
-        audios.rmdir()
-    return folder
-
-
 @pytest.mark.parametrize("packed", [False, True])
-def test_stepeval_is_read_as_published(tmp_path, packed):
-    cases = read_stepeval(stepeval(tmp_path / "clone", packed)).cases
+def test_stepeval_is_read_as_published(tmp_path, stepeval_clone, packed):
+    cases = read_stepeval(stepeval_clone(tmp_path / "clone", tone(0.5), packed=packed)).cases
     assert [case.group for case in cases] == list(DIMENSIONS) and [len(case.turns) for case in cases] == [1] * 8 + [2]
     assert cases[8].id == "id_8" and cases[8].question == "user: Question 8\nuser: And then?" and not cases[8].answer
     (tmp_path / "clone" / "audios" / "8_1.wav").unlink()
