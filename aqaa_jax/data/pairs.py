@@ -19,6 +19,7 @@ import numpy as np
 from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.data.order import pad_stack
 from aqaa_jax.data.tasks import load_audio, save_audio
+from aqaa_jax.tokens.prompt import Example
 from aqaa_jax.tokens.vocab import TokenClass, Vocab
 
 _AUDIO = (TokenClass.LINGUISTIC, TokenClass.SEMANTIC)
@@ -42,6 +43,25 @@ class Pair(NamedTuple):
     def length(self) -> int:
         """Ids in a row: the prompt stands before each answer."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+def pair_of(chosen: Example, rejected: Example) -> Pair:
+    """The pair of two documents that share a prompt, which is what stands before their targets.
+
+    Raises ``ValueError`` if their prompts differ, or an answer is not all targets.
+    """
+    prompts, answers = [], []
+    for ids, mask in (chosen, rejected):
+        start = int(np.argmax(mask)) if np.any(mask) else len(ids)
+        if not np.all(mask[start:]) or start == len(ids):
+            raise ValueError(
+                f"a document of {len(ids)} ids does not end with its targets; expected a prompt, an answer"
+            )
+        prompts.append(ids[:start].astype(np.int32))
+        answers.append(ids[start:].astype(np.int32))
+    if not np.array_equal(*prompts):
+        raise ValueError(f"chosen and rejected answer other prompts ({len(prompts[0])} and {len(prompts[1])} ids)")
+    return Pair(prompts[0], *answers)
 
 
 class PairBatch(LanguageBatch):

@@ -16,6 +16,7 @@ from aqaa_jax.evaluation.sphinx import transcribe_many
 
 SILENCE = "control/silence"  # the transcript of a second of zeros
 REFERENCE = "reference/"  # before a case's id: the transcript of its recorded right answer
+RATE = 16000  # of Whisper, and of silence
 BATCH = 50
 Waveform = tuple[np.ndarray, int]
 
@@ -52,10 +53,15 @@ class Whisper:
         except ImportError:
             raise ValueError("the transcriber whisper needs transformers: pip install 'aqaa_jax[torch]'") from None
         self.name = f"whisper, {model}"
-        self._run = pipeline("automatic-speech-recognition", model=model, chunk_length_s=30)
+        self._run = pipeline("automatic-speech-recognition", model=model)
 
     def __call__(self, waveforms: Sequence[Waveform], sentences: Sequence[str]) -> list[str]:
-        return [self._run({"raw": wav, "sampling_rate": rate})["text"].strip() for wav, rate in waveforms]
+        return [self._one(wav, rate) for wav, rate in waveforms]
+
+    def _one(self, wav: np.ndarray, rate: int) -> str:
+        long = len(wav) > 30 * rate  # what goes on beyond its window it reads by time stamps
+        raw = wavs.resample(wav, rate, RATE)  # transformers would need torchaudio for it
+        return self._run({"raw": raw, "sampling_rate": RATE}, return_timestamps=long)["text"].strip()
 
 
 class Command:
@@ -108,7 +114,7 @@ def transcribe(run: Run, listen: Transcriber, say: Callable[[str], None]) -> Non
     domain[SILENCE] = next((c.domain for c in run.cases.cases if c.spoken), "")
 
     def read(key: str) -> Waveform:
-        return (np.zeros(16000, np.float32), 16000) if key == SILENCE else wavs.read({**paths, **recorded}[key])
+        return (np.zeros(RATE, np.float32), RATE) if key == SILENCE else wavs.read({**paths, **recorded}[key])
 
     for name in sorted(set(domain.values())):
         sentences = run.cases.sentences.get(name, ())

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from aqaa_jax.config import VocabConfig
-from aqaa_jax.data.pairs import KINDS, Pair, counted, data_hash, load_pairs, pair_batch, save_pairs
+from aqaa_jax.data.pairs import KINDS, Pair, counted, data_hash, load_pairs, pair_batch, pair_of, save_pairs
+from aqaa_jax.tokens.prompt import Example, example
 from aqaa_jax.tokens.vocab import AUDIO_END, AUDIO_START, EOT, Vocab
 
 VOCAB = Vocab(VocabConfig(size=360, audio_start=330, linguistic=8, semantic=12))
@@ -48,6 +49,17 @@ def test_a_row_holds_both_answers_as_segments_and_their_own_references():
         pair_batch([[(one, numbers[0][:3])]], 64, VOCAB, ("text",))
     with pytest.raises(ValueError, match="25 ids does not fit a row of 24"):
         pair_batch([[(one, numbers[0])]], 24, VOCAB, ("text",))
+
+
+def test_a_pair_is_two_documents_of_one_prompt():
+    one = pair()
+    documents = [example(one.prompt, answer) for answer in (one.chosen, one.rejected)]
+    for ours, theirs in zip(pair_of(*documents), one, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"answer other prompts \(3 and 2 ids\)"):
+        pair_of(documents[0], example(one.prompt[:2], one.rejected))
+    with pytest.raises(ValueError, match="does not end with its targets"):
+        pair_of(documents[0], Example(one.prompt, np.zeros(3, bool)))
 
 
 def test_pairs_come_back_and_their_hash_tells_them_apart(tmp_path):
