@@ -14,6 +14,15 @@ from ml_collections import ConfigDict
 
 VARIANTS = ("pocket", "scratch", "smoke", "full")
 POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge", "package")
+PREFERENCE = {
+    "beta": 0.1,
+    "label_smoothing": 0.0,
+    "kind": "sigmoid",  # or ipo
+    "length_normalised": False,
+    "counted": ("text", "end"),  # with "markers" and "audio" too: plain DPO
+}
+PAIRS = {"seed": 0, "questions": 2000, "temperatures": (0.0, 0.7, 1.0, 1.3), "top_p": 1.0, "listen": True}
+MERGE = {"sft1": 5.0, "sft2": 5.0, "dpo": 1.0}  # paper, Eq. 3
 pocket = runpy.run_path(str(Path(__file__).with_name("pocket.py")))["get_config"]
 full_size = runpy.run_path(str(Path(__file__).with_name("aqaa_130b.py")))["get_config"]
 
@@ -52,16 +61,16 @@ def _pocket(arg: str) -> ConfigDict:
         {"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 1.0, "emphasis": ("slow", "fast", "high", "low")}
     )
     config.dpo = ConfigDict(_stage(100, 4096, 2e-5, 0.1))
-    config.preference = ConfigDict({"beta": 0.1, "counted": ("text", "end")})
-    config.pairs = ConfigDict({"questions": 2000, "temperatures": (0.0, 0.7, 1.0, 1.3)})
-    config.merge = ConfigDict({"sft1": 5.0, "sft2": 5.0, "dpo": 1.0})
+    config.select = ConfigDict({"listen": True})
+    config.preference, config.merge = ConfigDict(PREFERENCE), ConfigDict(MERGE)
+    config.pairs = ConfigDict({**PAIRS, "own_answers": False, "batch": 50})
     if arg == "smoke":
         config.corpus.update({"voice_utterances": 10, "questions": 60})
         for name in ("sft1", "sft2", "dpo"):
             config[name].loop.update({"steps": 4, "log_every": 2})
             config[name].tokens = 512
         config.sft1_mix = ConfigDict({"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 1.0, "aqtaa": 1.0})
-        config.select = ConfigDict({"listen": False})
+        config.select.listen = False
         config.pairs.update({"questions": 8, "temperatures": (4.0,), "batch": 4})
     return config
 
@@ -83,10 +92,11 @@ def _full() -> ConfigDict:
             "sft1_mix": {"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 1.0, "aqtaa": 1.0},
             "sft2": _stage(500, 1 << 20, 2e-5, 0.1, strategy="fsdp_tensor"),
             "sft2_mix": {"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 1.0},
-            "pairs": {"questions": 16000, "temperatures": (0.7, 0.7, 0.7, 0.7), "top_p": 0.9},
+            "select": {"listen": True},
+            "pairs": {**PAIRS, "questions": 16000, "temperatures": (0.7, 0.7, 0.7, 0.7), "top_p": 0.9},
             "dpo": _stage(200, 1 << 19, 5e-7, 0.1, strategy="fsdp_tensor"),
-            "preference": {"beta": 0.1, "counted": ("text", "end")},
-            "merge": {"sft1": 5.0, "sft2": 5.0, "dpo": 1.0},
+            "preference": PREFERENCE,
+            "merge": MERGE,
         }
     )
     return config

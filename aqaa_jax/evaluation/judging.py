@@ -47,8 +47,9 @@ def items(run: Run, judge: Judge, *, controls: int, seed: int = 0) -> list[Item]
     written = [c for c in cases if c.written and c.id in answers and (judge.reads_text or not c.spoken)]
     text = [Item("text", c, answers[c.id]["text"]) for c in written]
     rng = np.random.default_rng(seed)
-    chosen = [speech[i] for i in np.sort(rng.permutation(len(speech))[:controls])]
-    return [*speech, *text, *_controls(run, chosen, speech, rng)]
+    own = [item for item in speech if item.case.written] or speech  # answers, not what went through the codec
+    chosen = [own[i] for i in np.sort(rng.permutation(len(own))[:controls])]
+    return [*speech, *text, *_controls(run, chosen, own, rng)]
 
 
 def _controls(run: Run, chosen: Sequence[Item], speech: Sequence[Item], rng: np.random.Generator) -> Iterator[Item]:
