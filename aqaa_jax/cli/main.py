@@ -18,6 +18,7 @@ COMMANDS = {
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
     "upcycle": "a dense model as a mixture of experts",
+    "eval": "answers, transcripts, judgements and a report",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 
