@@ -33,7 +33,7 @@ def test_round_trip_through_json():
         ({"decoder": {"embd": 3}}, "unknown config key 'decoder.embd'"),
         ({"decoder": {"embed": "wide"}}, "'decoder.embed' is 'wide'; expected int"),
         ({"decoder": {"embed": True}}, "expected int"),
-        ({"decoder": {"remat": 1}}, "expected bool"),
+        ({"decoder": {"scan": 1}}, "expected bool"),
     ],
 )
 def test_a_bad_key_or_value_is_named(values, message):

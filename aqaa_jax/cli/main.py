@@ -10,9 +10,12 @@ import sys
 COMMANDS = {
     "ask": "answer a spoken question with speech",
     "train": "train the stages of a config",
+    "plan": "what a training step needs and takes on TPUs that are not here",
+    "preflight": "check every host before a run",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
+    "upcycle": "a dense model as a mixture of experts",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

@@ -38,9 +38,11 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"unexpected argument {rest[1]!r}")
     if chosen is None:
         raise ValueError("--config=FILE is required, for instance --config=configs/pocket.py")
+    from aqaa_jax.training import distributed
     from aqaa_jax.training.config import RecipeConfig
     from aqaa_jax.training.recipe import run_recipe
 
     recipe = from_dict(RecipeConfig, chosen)
-    run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
+    with distributed.joined():
+        run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
     return 0

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
-from aqaa_jax.config import to_dict
+from aqaa_jax.config import ShardingConfig, to_dict
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.parts import abstract
+from aqaa_jax.sharding.axes import BATCH
+from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.partition import mesh_axes, partitioning
+from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
+from aqaa_jax.training.distributed import first, whole
+from aqaa_jax.training.executable import description
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.stages.language import LanguageStage
 from aqaa_jax.training.start import started
@@ -76,6 +84,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         tokens=stage_config.tokens,
         steps=stage_config.loop.steps,
         seed=stage_config.loop.seed,
+        shards=batch_shards(stage_config.loop.sharding),
     )
     start = rows = None
     if name == "sft":
@@ -92,9 +101,21 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         examples=tasks.example,
         seed=stage_config.loop.seed,
         audio_rows=rows,
+        head_chunk=stage_config.head_chunk,
     )
-    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
-    save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
+    describe = partial(description, name, recipe.system.decoder, recipe.system.vocab, stage_config)
+    folder = run_dir / name
+    model = train(stage, folder, stage_config.loop, stage_config.optimizer, start=start, log=say, describe=describe)
+    model = whole(model)
+    if first():
+        save_model(folder / "decoder.safetensors", model, metadata={"part": "decoder"})
+
+
+def batch_shards(config: ShardingConfig) -> int:
+    """How many devices the rows of a batch are split over."""
+    mesh = make_mesh(config.mesh)
+    with partitioning(mesh, rules_of(config)):
+        return math.prod(mesh.shape[axis] for axis in mesh_axes(BATCH))
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:

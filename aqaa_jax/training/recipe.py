@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.config import to_dict
-from aqaa_jax.training import corpus, language, package, start, tokenizers, vocoders
+from aqaa_jax.training import corpus, distributed, language, package, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
 
 Say = Callable[[str], None]
@@ -29,6 +29,7 @@ STEPS: dict[str, Callable[[RecipeConfig, Path, Say], None]] = {
     "sft": language.train_sft,
     "package": package.package,
 }
+ALONE = ("corpus", "tokenize", "package")  # work of the host: with several processes the first does it, the others wait
 
 
 def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str] | None = None) -> None:
@@ -42,22 +43,33 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
             raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(STAGES)}")
         if name not in recipe.stages:
             raise ValueError(f"stage {name!r} is not one of this recipe, which has {', '.join(recipe.stages)}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _same_recipe(recipe, run_dir)
-    if recipe.start:
-        start.begin(recipe, run_dir)
+    if distributed.first():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _same_recipe(recipe, run_dir)
+        if recipe.start:
+            start.begin(recipe, run_dir)
+    distributed.barrier("recipe")
     for name in STAGES:
         if name not in recipe.stages or (only is not None and name not in only):
             continue
-        done = run_dir / name / "done.json"
-        if done.exists():
+        if (done := run_dir / name / "done.json").exists():
             _say(f"[{name}] already done ({done})")
-            continue
+        else:
+            _stage(recipe, run_dir, name, done)
+
+
+def _stage(recipe: RecipeConfig, run_dir: Path, name: str, done: Path) -> None:
+    """Run one stage in all processes together, or in the first alone; the first writes what it took."""
+    first = distributed.first()
+    if first:
         (run_dir / name).mkdir(parents=True, exist_ok=True)
         with _timed(run_dir / name / "spent.json") as spent:
             STEPS[name](recipe, run_dir, _say)
         write_json(done, spent)
         _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
+    elif name not in ALONE:
+        STEPS[name](recipe, run_dir, _say)
+    distributed.barrier(f"stage {name}")
 
 
 @contextlib.contextmanager
@@ -88,4 +100,5 @@ def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if distributed.first():
+        print(text, file=sys.stderr, flush=True)

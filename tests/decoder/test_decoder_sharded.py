@@ -41,7 +41,7 @@ def test_cached_decoding_on_a_mesh(single):
     with partitioning(mesh, rules):
         out, cache = jax.jit(two_steps)(shard(model, mesh, rules), TOKENS)
     np.testing.assert_allclose(out, logits, atol=1e-6, rtol=1e-5)
-    assert cache.k.sharding.shard_shape(cache.k.shape) == (2, 2, 8, 1, 4)
+    assert cache.k.sharding.shard_shape(cache.k.shape) == (2, 2, 1, 8, 4)
 
 
 def test_born_sharded(single):
