@@ -20,7 +20,7 @@ from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT, GATE, UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EMBED, EXPERT_EMBED, EXPERTS, LENGTH, MLP, NORM
 from aqaa_jax.sharding.manual import Gather, gathered, split_over
-from aqaa_jax.sharding.partition import mesh_axes, per_shard
+from aqaa_jax.sharding.partition import at_use, mesh_axes, per_shard
 
 
 class RouterBias(nnx.Variable):
@@ -61,7 +61,8 @@ class MoE(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], real_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], ExpertStats]:
         """Tokens outside ``real_BL`` get their experts too, but do not count in the statistics."""
-        router_DE = gathered(self.router, jnp.float32).astype(jnp.float32)
+        pieces = any(split_over(self.router))
+        router_DE = gathered(self.router, jnp.float32) if pieces else at_use(self.router).astype(jnp.float32)
         logits_BLE = jnp.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router_DE, precision="highest")
         bias_E = None if self.bias is None else self.bias[...]
         experts_BLk, weights_BLk, stats = route(logits_BLE, bias_E, self.config, real_BL)

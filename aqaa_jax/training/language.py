@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from aqaa_jax.parts import abstract
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
+from aqaa_jax.training.executable import description
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.stages.language import LanguageStage
 from aqaa_jax.training.start import started
@@ -94,7 +96,9 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageCo
         audio_rows=rows,
         head_chunk=stage_config.head_chunk,
     )
-    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
+    describe = partial(description, name, recipe.system.decoder, recipe.system.vocab, stage_config)
+    folder = run_dir / name
+    model = train(stage, folder, stage_config.loop, stage_config.optimizer, start=start, log=say, describe=describe)
     save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
 
 
