@@ -16,7 +16,7 @@ from aqaa_jax.nn.exchange import move, plan_exchange
 from aqaa_jax.nn.grouped_matmul import grouped_matmul
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.params import fan_in, normal, weight
-from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT, GATE, UP
+from aqaa_jax.nn.remat import EXPERT_GATE, EXPERT_IN, EXPERT_UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EMBED, EXPERT_EMBED, EXPERTS, LENGTH, MLP, NORM
 from aqaa_jax.sharding.manual import Gather, gathered, split_over
@@ -114,16 +114,16 @@ def apply_experts(
             move, out=exchange.there, home=exchange.back, count=len(choice_R) * devices, axes=axes
         )
         rows_RD, weight_R1, sizes_E = there(rows_RD), there(weight_R1), exchange.sizes_E
-    rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
+        rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
     rows_RD, again_RD = fork(rows_RD)
-    gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), GATE)
-    up_RF = checkpoint_name(grouped_matmul(again_RD, up_EDF, sizes_E, over[1], len(choice_R)), UP)
+    gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), EXPERT_GATE)
+    up_RF = checkpoint_name(grouped_matmul(again_RD, up_EDF, sizes_E, over[1], len(choice_R)), EXPERT_UP)
     # Weighed before the last product, not after: the gradient of the weights then needs no output of the experts.
     hidden_RF = (jax.nn.silu(gate_RF) * up_RF * weight_R1).astype(x_BLD.dtype)
     rows_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E, over[2], len(choice_R))
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
-    y_BLD = checkpoint_name(collect(rows_RD, token_R, place_kT).reshape(B, L, D), EXPERT_OUT)
+    y_BLD = collect(rows_RD, token_R, place_kT).reshape(B, L, D)
     if width_axes:
         y_BLD = jax.lax.psum(y_BLD, width_axes)
     return y_BLD, jnp.sum(sizes_E).reshape(1, 1)
