@@ -63,8 +63,12 @@ class Decoder(nnx.Module):
         positions_BL: Int[Array, "B L"] | None = None,
         segment_ids_BL: Int[Array, "B L"] | None = None,
         cache: KVCache | None = None,
+        with_aux: bool = False,
     ) -> Any:
         """The final normed states ``hidden_BLD``, or ``(hidden_BLD, cache)`` if a cache is given.
+
+        ``with_aux``, without a cache: ``(hidden_BLD, stats)``, the ``ExpertStats`` of every layer, stacked; None
+        where there are no experts.
 
         ``segment_ids_BL``: 0 is padding; without a cache, tokens of different numbers do not see one another
         (packing) and positions restart at every change. ``positions_BL`` overrides the positions.
@@ -76,7 +80,9 @@ class Decoder(nnx.Module):
             order_L = zigzag_order(tokens_BL.shape[1])
             places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
             x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
-            return zigzag_back(self.norm(self._blocks(x_BLD, places)[0]))
+            x_BLD, (_, stats) = self._blocks(x_BLD, places)
+            hidden_BLD = zigzag_back(self.norm(x_BLD))
+            return (hidden_BLD, stats) if with_aux else hidden_BLD
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
         return self._continue(tokens_BL, segment_ids_BL, cache)
@@ -86,7 +92,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "layers B L D"]:
         """The residual stream as each block receives it; entry 0 is the embedding. For analysis and parity."""
         places = self._places(tokens_BL, None, segment_ids_BL)
-        return self._blocks(self._embed(tokens_BL), places, keep_inputs=True)[1]
+        return self._blocks(self._embed(tokens_BL), places, keep_inputs=True)[1][0]
 
     def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """The head: float32 logits of normed states, of all positions or of chosen ones."""
@@ -110,7 +116,12 @@ class Decoder(nnx.Module):
         return copy
 
     def int8(self) -> Decoder:
-        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference."""
+        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference.
+
+        Raises ``ValueError`` for a model with experts.
+        """
+        if self.config.experts is not None:
+            raise ValueError("int8 weights: expected a dense decoder, got one with experts")
         copy = self.unrolled()
         for block in copy.blocks:
             for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
@@ -155,9 +166,12 @@ class Decoder(nnx.Module):
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
     def _blocks(self, x_BLD: jax.Array, places: Places, keep_inputs: bool = False) -> tuple[Any, Any]:
+        """The last states and, of every layer, its input (None if not kept) and its ``ExpertStats`` (None if dense)."""
+
         def step(x_BLD, block, _):
             x_BLD = checkpoint_name(x_BLD, LAYER_INPUT)
-            return block(x_BLD, places)[0], x_BLD if keep_inputs else None
+            out_BLD, _, stats = block(x_BLD, places)
+            return out_BLD, (x_BLD if keep_inputs else None, stats)
 
         return self._over_layers(step, x_BLD, remat=self.config.remat)
 
@@ -170,7 +184,7 @@ class Decoder(nnx.Module):
 
         def step(carry, block, layer):
             x_BLD, k, v = carry
-            x_BLD, after = block(x_BLD, places, CacheSlots(k, v, layer, slots_BL))
+            x_BLD, after, _ = block(x_BLD, places, CacheSlots(k, v, layer, slots_BL))
             return (x_BLD, after.k, after.v), None
 
         carry = (self._embed(tokens_BL), cache.k, cache.v)

@@ -28,10 +28,12 @@ DOUBTFUL = 1.4  # work done / model FLOPs above which the loops of the program w
 
 
 def parameters(decoder: DecoderConfig) -> tuple[int, int]:
-    """(all weights, those that multiply every token: without the embedding table)."""
+    """(all weights, those that multiply every token: without the embedding table and the experts it did not choose)."""
     model = jax.eval_shape(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
-    return total, total - decoder.vocab * decoder.embed
+    experts = decoder.experts
+    idle = 0 if experts is None else 3 * decoder.embed * experts.mlp * (experts.experts - experts.top_k)
+    return total, total - decoder.vocab * decoder.embed - decoder.layers * idle
 
 
 def model_flops(decoder: DecoderConfig, batch: int, length: int) -> float:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from aqaa_jax.sharding import partition
-from aqaa_jax.sharding.axes import BATCH, EXPERTS, LENGTH
+from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EXPERTS, LENGTH
 
 Gather = tuple[tuple[str, ...], ...]  # per dimension, mesh axes
 
@@ -70,18 +70,24 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
 def split_over(leaf: nnx.Variable) -> Gather:
     """For each dimension of a weight the mesh axes that it has to be gathered over before use.
 
-    Experts are not: tokens go to them. A leaf that was sliced out of a stack has lost the leading axis of its metadata.
+    Not the mesh axes over which tokens are sent to experts. A leaf that was sliced out of a stack has lost the leading
+    axis of its metadata.
     """
     here = partition.context()
     if here is None or not here.manual:
         return ()
     axes = leaf.get_metadata()["axes"][-leaf.get_value().ndim :]
-    return tuple(() if axis == EXPERTS else partition.by_hand_axes(axis) for axis in axes)
+    sent = partition.mesh_axes(ACT_EXPERTS)
+    over = (tuple(a for a in partition.by_hand_axes(axis) if axis != EXPERTS or a not in sent) for axis in axes)
+    return tuple(over)
 
 
 def gather(piece: jax.Array, over: Gather) -> jax.Array:
-    """The whole weight from its pieces; in the backward pass its gradient is added up and cut into pieces."""
-    for dim, names in enumerate(over):
+    """The whole weight from its pieces; in the backward pass its gradient is added up and cut into pieces.
+
+    The first dimension comes last: pieces along it arrive in order, the others have to be put in order in memory.
+    """
+    for dim, names in reversed(list(enumerate(over))):
         if names:
             piece = jax.lax.all_gather(piece, names, axis=dim, tiled=True)
     return piece
@@ -113,7 +119,7 @@ def at_use(leaf: nnx.Variable) -> jax.Array:
     if here is None or here.manual:
         return gather(value, split_over(leaf))
     rules = here.left_rules()
-    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[EXPERTS]}
+    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[ACT_EXPERTS]}
     kept = {axis: tuple(a for a in over if a not in apart) for axis, over in rules.items()}
     axes = leaf.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
     spec = partition.to_spec(axes, value.shape, here.mesh, kept, name="weight")

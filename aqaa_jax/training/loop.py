@@ -53,6 +53,8 @@ class Stage(Protocol):
         """Called before each step, for work outside the gradient (codebook revival); mostly the identity."""
         ...
 
+    # A stage may have ``settle`` as well (``step.Settle``), for weights that no gradient moves.
+
     def evaluate(self, model: Any) -> dict[str, float]:
         """Figures on held-out data, once at the end."""
         ...

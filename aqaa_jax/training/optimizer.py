@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
-from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
+from aqaa_jax.sharding.axes import EMBED, EXPERT_EMBED, EXPERTS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
 from aqaa_jax.training.config import OptimizerConfig
 
 HIDDEN = frozenset({HEADS, KV_HEADS, HEAD_DIM, MLP})  # what a hidden matrix maps the model width to, or from
@@ -66,15 +66,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def muon_axes(params: Any) -> Any:
     """For each weight the two groups of axes that make it a matrix for Muon, or None: AdamW's.
 
-    A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; a leading
-    ``LAYERS`` axis is a batch of matrices. Embeddings, heads, convolutions, scales and biases stay with AdamW,
-    which has Nesterov momentum there (Jordan 2024, "Muon").
+    A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; leading
+    ``LAYERS`` or ``EXPERTS`` axes are batches of matrices. Embeddings, heads, convolutions, scales and biases stay
+    with AdamW, which has Nesterov momentum there (Jordan 2024, "Muon").
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         axes = variable.get_metadata()["axes"]
-        width = [i for i, name in enumerate(axes) if name == EMBED]
-        rest = tuple(i for i, name in enumerate(axes) if name not in (EMBED, LAYERS))
+        width = [i for i, name in enumerate(axes) if name in (EMBED, EXPERT_EMBED)]
+        rest = tuple(i for i, name in enumerate(axes) if i not in width and name not in (LAYERS, EXPERTS))
         hidden = len(width) == 1 and rest and all(axes[i] in HIDDEN for i in rest)
         return variable.replace(MuonDimensionNumbers(width[0], rest) if hidden else None)
 

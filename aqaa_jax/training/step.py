@@ -16,6 +16,8 @@ from aqaa_jax.training.state import TrainState
 # A loss function gives each term as (sum, count); terms are normalised once, globally, then weighted.
 Terms = Mapping[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[Any, Any, jax.Array], Terms]
+# (updated model, model before, means of the terms) -> model: weights that no gradient moves.
+Settle = Callable[[Any, Any, Mapping[str, jax.Array]], Any]
 
 
 def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -37,6 +39,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    settle: Settle | None = None,
     places: Any = None,
     compiler_options: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
@@ -47,8 +50,9 @@ def make_train_step(
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
     gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
-    decides. ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not positive or does not
-    divide the rows.
+    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there
+    for it, not for the metrics. ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not
+    positive or does not divide the rows.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")
@@ -65,6 +69,8 @@ def make_train_step(
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
+        model = model if settle is None else settle(model, state.model, means)
+        means = {name: mean for name, mean in means.items() if mean.ndim == 0}
         model, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (model, opt_state), (state.model, state.opt_state)
         )
@@ -97,6 +103,7 @@ def step_of(
         ema_decay=loop.ema_decay,
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
         places=places,
         compiler_options=compiler_options,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,17 +12,15 @@ import numpy as np
 from flax import nnx
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
-from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.language import LanguageBatch, language_batch
+from aqaa_jax.data.language import LanguageBatch
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import target_log_probs
+from aqaa_jax.losses.experts import expert_terms
 from aqaa_jax.losses.masked import masked_sum_count
+from aqaa_jax.nn.moe import balanced
 from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
-
-# task, example number, random generator -> (ids, loss_mask)
-Examples = Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -32,29 +30,42 @@ class LanguageStage:
     name: str
     decoder: DecoderConfig
     vocab: VocabConfig
-    plan: BucketPlan
-    examples: Examples
-    seed: int
+    batches: Callable[[int], LanguageBatch]  # of a step: a pure function (data/language.py, data/reader.py)
     head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
-    weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0})
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The loss on the answers and, where there are experts, what keeps them in balance."""
+        if (c := self.decoder.experts) is None:
+            return {"answer": 1.0}
+        return {"answer": 1.0, "expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
 
     def init(self, key: jax.Array) -> Decoder:
         model = Decoder(self.decoder, rngs=nnx.Rngs(key))
         return model if self.audio_rows is None else _with_audio_rows(model, self.vocab, self.audio_rows)
 
     def batch(self, step: int) -> LanguageBatch:
-        task, rows, length = self.plan[step]
-        rng = np.random.default_rng([self.seed, 2, step])
-        return language_batch([self.examples(task, int(row), rng) for row in rows], length)
+        return self.batches(step)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
-        hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
+        segments_BL = batch["segment_ids"]
+        hidden_BLD, stats = model.hidden(batch["tokens"], segment_ids_BL=segments_BL, with_aux=True)
         hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
         head_DV = gathered(model.head, hidden_BKD.dtype)
         log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=self.head_chunk)
-        return answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
+        terms = answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
+        return terms if stats is None else terms | expert_terms(stats, jnp.sum(segments_BL != 0, dtype=jnp.float32))
+
+    def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
+        """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
+        experts = self.decoder.experts
+        if experts is None or not experts.bias_rate:
+            return new
+        new = jax.tree.map(lambda x: x, new)
+        new.blocks.mlp.bias.set_value(balanced(old.blocks.mlp.bias[...], means["expert_load"], experts.bias_rate))
+        return new
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
         return state
