@@ -73,7 +73,8 @@ class Decoder(nnx.Module):
             order_L = zigzag_order(tokens_BL.shape[1])
             places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
             x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
-            return zigzag_back(self.norm(self._blocks(x_BLD, places)[0]))
+            hidden_BLD = self.norm(self._blocks(x_BLD, places)[0])
+            return hidden_BLD if order_L is None else zigzag_back(hidden_BLD)
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
         return self._continue(tokens_BL, segment_ids_BL, cache)
