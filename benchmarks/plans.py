@@ -28,27 +28,27 @@ TRAINING = {
     "v5p_4x16x16_4k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
     "v5p_8x8x16_4k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
     "v5p_8x8x16_8k": f"{DENSE} --topology=v5p:8x8x16 --mesh=fsdp=256,tensor=4 {TENSOR} --batch=512 --seq=8192 "
-    "--config.decoder.remat=save_qkvo",
+    "--config.system.decoder.remat=save_qkvo",
     "v5p_8x8x16_16k": f"{DENSE} --topology=v5p:8x8x16 --mesh=fsdp=256,tensor=4 {TENSOR} --batch=256 --seq=16384 "
-    "--config.decoder.remat=save_qkvo",
+    "--config.system.decoder.remat=save_qkvo",
     "v5p_8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --mesh=data=2,fsdp=256 --batch=512 --seq=4096",
     "v5p_2x8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --slices=2 --mesh=data=2,fsdp=256,dcn_data=2 --batch=1024",
     "v5p_4x4x4_4k": f"{DENSE} --topology=v5p:4x4x4 --mesh=fsdp=64 --batch=128 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=save_qkvo",
+    "--config.system.decoder.remat=save_qkvo",
     "v5p_2x4x4_4k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=32 --batch=64 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "v5p_2x4x4_8k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=8192 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "v5p_2x4x4_16k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=16384 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "v6e_8x16_4k": f"{DENSE} --topology=v6e:8x16 --mesh=fsdp=32,tensor=4 {TENSOR} --batch=64 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "v6e_16x16_4k": f"{DENSE} --topology=v6e:16x16 --mesh=fsdp=256 --batch=512 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "v5e_16x16_4k": f"{DENSE} --topology=v5e:16x16 --mesh=fsdp=32,tensor=8 {TENSOR} --batch=64 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "tpu7x_2x2x4_4k": f"{DENSE} --topology=tpu7x:2x2x4 --mesh=fsdp=32 --batch=64 --seq=4096 {PARTS}2 "
-    "--config.decoder.remat=full",
+    "--config.system.decoder.remat=full",
     "tpu7x_8x8x8_4k": f"{DENSE} --topology=tpu7x:8x8x8 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
 }
 DECODING = {
@@ -58,11 +58,11 @@ DECODING = {
 }
 HEAD = """# Plans of the 130 B decoder
 
-Compiled ahead of time by `make plan` ({by}); nothing here ran on a TPU. Memory, work and collectives are facts about the
-compiled programs, seconds and MFU predictions: [estimator.md](estimator.md) tells how, and how far to believe them.
-AdamW with float32 state, token-masked loss, the real attention kernel. *Emit* charges a collective the torus axes that its
-emitter implies, *3D* all of its group's, *1D* one ring. A star: figures that the estimator cannot vouch for, see the notes.
-Compile time is that of the whole machine (CPU seconds in brackets), GB the peak memory of the process."""
+Compiled ahead of time by `make plan` ({by}); nothing here ran on a TPU. Memory, work and collectives are facts about
+the compiled programs, seconds and MFU predictions: [estimator.md](estimator.md) tells how, and how far to believe them.
+AdamW with float32 state, token-masked loss, the real attention kernel. *Emit* charges a collective the torus axes that
+its emitter implies, *3D* all of its group's, *1D* one ring. A star: figures that the estimator cannot vouch for, see
+the notes. Compile time is wall time (CPU seconds in brackets), GB the peak memory of the process."""
 
 
 def main() -> int:
@@ -137,7 +137,8 @@ def _training(made: dict[str, dict | None]) -> list[str]:
         mfu, exposed = p["predicted_mfu_by_axes"], p["exposed_ici_seconds_by_axes"]["emit"]
         lines.append(
             f"| {name} | {p['chips']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} | {p['work_over_model']:.3f} "
-            f"| {p['matmul_efficiency']:.1%} | {p['predicted_step_seconds']:.2f} ({p['ideal_seconds']:.2f}) | {exposed:.2f} "
+            f"| {p['matmul_efficiency']:.1%} | {p['predicted_step_seconds']:.2f} ({p['ideal_seconds']:.2f}) "
+            f"| {exposed:.2f} "
             f"| {'*' if p['notes'] else ''}{mfu['emit']:.1%} [{mfu['3D']:.1%}, {mfu['1D']:.1%}] | {p['bound']} "
             f"| {p['compile_seconds']:.0f} ({p['cpu_seconds']:.0f}) | {p['peak_rss_gb']:.1f} |"
         )

@@ -39,9 +39,9 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    settle: Settle | None = None,
     places: Any = None,
     compiler_options: Mapping[str, str] | None = None,
-    settle: Settle | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
@@ -103,9 +103,9 @@ def step_of(
         ema_decay=loop.ema_decay,
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
         places=places,
         compiler_options=compiler_options,
-        settle=getattr(stage, "settle", None),
     )
 
 
