@@ -44,6 +44,7 @@ setup(
         "matplotlib>=3.9,<4",
         "espeakng-loader>=0.2.4,<0.3",
         "pocketsphinx>=5.1.1,<5.2",
+        "jiwer>=4,<5",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
@@ -53,6 +54,7 @@ setup(
         "voice": ["onnxruntime>=1.17"],
         "parquet": ["pyarrow>=15"],
         "beam": ["apache-beam>=2.70,<3"],
+        "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=15"],
         "notebook": ["nbclient>=0.10", "ipykernel>=6"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22", LIBTPU],
     },

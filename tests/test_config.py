@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from aqaa_jax.config import MeshConfig, ShardingConfig, SystemConfig, from_dict, to_dict
 from aqaa_jax.training.config import RecipeConfig
@@ -58,6 +60,15 @@ def test_every_config_file_builds_its_type(path):
     system = config.system if kind is RecipeConfig else config
     assert system.vocab.size == system.decoder.vocab >= system.vocab.audio_start + 5120
     assert system.vocoder.flow.vocab == system.vocab.linguistic + system.vocab.semantic == 5120
+
+
+def test_the_sharding_of_a_stage_can_be_given_by_flag():
+    values, argument = flags.FlagValues(), f"--config={CONFIGS[0].parent / 'pocket.py'}"
+    argv = ["train", argument, "--config.sft.loop.sharding.mesh.fsdp=8", "--config.sft.loop.sharding.strategy=hsdp"]
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True, sys_argv=argv)
+    values(argv)
+    sharding = from_dict(RecipeConfig, holder.value.to_dict()).sft.loop.sharding
+    assert sharding == ShardingConfig(mesh=MeshConfig(fsdp=8), strategy="hsdp")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

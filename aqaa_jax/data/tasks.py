@@ -31,16 +31,16 @@ class SpokenSet:
     audio: Sequence[np.ndarray]
 
     def emphasised(self, families: Sequence[str]) -> SpokenSet:
-        """The set with the items of a family once more for every time the family is named.
+        """The set with the items of a family, or of a style, once more for every time it is named.
 
-        Raises ``ValueError`` for a family that has no item.
+        Raises ``ValueError`` for a name that has no item.
         """
         order = list(range(len(self.items)))
         for family in families:
-            members = [i for i, item in enumerate(self.items) if item.family == family]
+            members = [i for i, item in enumerate(self.items) if family in (item.family, item.style)]
             if not members:
-                known = sorted({item.family for item in self.items})
-                raise ValueError(f"no question of family {family!r}; there are {', '.join(known)}")
+                known = sorted({name for item in self.items for name in (item.family, item.style) if name})
+                raise ValueError(f"no question of family or style {family!r}; there are {', '.join(known)}")
             order += members
         return SpokenSet([self.items[i] for i in order], [self.audio[i] for i in order])
 

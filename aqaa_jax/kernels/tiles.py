@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from aqaa_jax.sharding.partition import device
@@ -23,6 +24,22 @@ class Tiles(NamedTuple):
     def compiler_params(self, *semantics: str) -> pltpu.CompilerParams:
         """``semantics``: "parallel" or "arbitrary" for each axis of the grid."""
         return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=self.vmem_mib * 2**20)
+
+    def cost(self, products: int, q_BKGLH: jax.Array, k_BKSH: jax.Array) -> pl.CostEstimate:
+        """Of a causal kernel with ``products`` matrix products a tile, for the compiler's schedule and for plans.
+
+        Half of all tiles are visible if queries and keys are the same rows; packing hides more, which only the data
+        knows. Queries pass once, keys and values once for each visible block of queries.
+        """
+        B, K, G, L, H = q_BKGLH.shape
+        S, size = k_BKSH.shape[2], q_BKGLH.dtype.itemsize
+        pairs = B * K * G * L * S // 2
+        passes = max(1, L // self.queries // 2)
+        return pl.CostEstimate(
+            flops=2 * products * pairs * H,
+            transcendentals=pairs,
+            bytes_accessed=size * B * K * H * (products * G * L + 2 * passes * S),
+        )
 
     def within(self, L: int, S: int) -> Tiles:
         """No larger than ``L`` queries and ``S`` keys need."""

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from aqaa_jax.config import DecoderConfig, ShardingConfig, VocabConfig
 from aqaa_jax.plan.topology import Topology
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
-from aqaa_jax.sharding.axes import BATCH, LENGTH
+from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.training.config import StageConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.stages.language import LanguageStage
-from aqaa_jax.training.state import init_state
-from aqaa_jax.training.step import make_train_step
+from aqaa_jax.training.state import TrainState, init_state
+from aqaa_jax.training.step import step_of
 
 GIB = 2**30
 STAGES = ("pretrain", "sft")
@@ -74,32 +73,47 @@ def compile_step(job: Job, target: Topology) -> Program:
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     began = time.monotonic()
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
-        step, state = step_and_state(job)
+        init, step, places = parts_of(job, mesh, table)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = step.lower(_placed(state, mesh, table), abstract_batch(job, mesh, table), _placed(key, mesh, table))
+        state = placed(jax.eval_shape(init, key), places)
+        lowered = step.lower(state, abstract_batch(job, mesh, table), placed(key, everywhere(mesh, table)))
         lowering, began = time.monotonic() - began, time.monotonic()
         compiled = compiled_or_reason(lowered, job.flags)
     return Program(compiled, mesh, lowering, time.monotonic() - began)
 
 
-def step_and_state(job: Job) -> tuple[Any, Any]:
-    """The jitted step of ``job``, the trainer's own, and the shapes of its state."""
+def state_gib(job: Job, target: Topology) -> float:
+    """Of a device: its pieces of weights and optimizer state. Nothing is compiled."""
+    mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
+    init, _, places = parts_of(job, mesh, table)
+    state = jax.tree.leaves(placed(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))), places))
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state) / GIB
+
+
+def stage_of(job: Job) -> LanguageStage:
+    """The stage of ``job``, as the trainer makes it but without examples. Raises ``ValueError`` for an unknown one."""
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
-    c = job.config
     nothing = cast(Any, None)  # the loss reads no batches of the stage's own
-    stage = LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=c.head_chunk)
-    optimizer = make_optimizer(c.optimizer, c.loop.steps)
-    step = make_train_step(
-        stage.loss,
-        stage.weights,
-        optimizer,
-        microbatches=c.loop.microbatches,
-        by_rows=c.loop.by_rows,
-        settle=stage.settle,
-    )
-    model = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
-    return step, jax.eval_shape(lambda m: init_state(m, optimizer, ema=c.loop.ema_decay > 0), model)
+    return LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=job.config.head_chunk)
+
+
+def parts_of(job: Job, mesh: Mesh, table: rules.Rules) -> tuple[Any, Any, Any]:
+    """``init(key) -> state``, the jitted ``step`` and the shardings of the state: all as the trainer has them."""
+    stage, loop = stage_of(job), job.config.loop
+    optimizer = make_optimizer(job.config.optimizer, loop.steps)
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(stage.init(key), optimizer, ema=loop.ema_decay > 0)
+
+    state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    places = partition.state_shardings(state, state.model, mesh, table)
+    return init, step_of(stage, loop, optimizer, places), places
+
+
+def everywhere(mesh: Mesh, table: rules.Rules) -> NamedSharding:
+    """The sharding of a single value that every device has."""
+    return NamedSharding(mesh, partition.to_spec((), (), mesh, table, name="key"))
 
 
 def compiled_or_reason(lowered: Any, flags: Mapping[str, str]) -> Any:
@@ -118,23 +132,14 @@ def _gib(number: str, unit: str) -> float:
     return float(number) * {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}[unit]
 
 
-def _placed(tree: Any, mesh: Mesh, table: rules.Rules) -> Any:
-    """Shapes with the shardings of their declared axes; what declares none is on every device."""
-
-    def one(leaf: Any) -> Any:
-        variable = isinstance(leaf, nnx.Variable)
-        value = leaf.get_value() if variable else leaf
-        axes = leaf.get_metadata().get("axes") if variable else None
-        spec = partition.to_spec(axes or (None,) * value.ndim, value.shape, mesh, table, name="state")
-        value = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, spec))
-        return leaf.replace(value) if variable else value
-
-    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+def placed(tree: Any, places: Any) -> Any:
+    """Shapes with their shardings."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
-def batch_parts(sharding: ShardingConfig, target: Topology) -> int:
+def batch_parts(sharding: ShardingConfig, devices: Sequence[Any]) -> int:
     """Into how many parts the rows of a batch are split; a batch has at least as many rows."""
-    mesh = meshes.make_mesh(sharding.mesh, target.devices)
+    mesh = meshes.make_mesh(sharding.mesh, devices)
     with partition.partitioning(mesh, rules.rules_of(sharding)):
         return math.prod(mesh.shape[axis] for axis in partition.mesh_axes(BATCH))
 
@@ -142,7 +147,7 @@ def batch_parts(sharding: ShardingConfig, target: Topology) -> int:
 def abstract_batch(job: Job, mesh: Mesh, table: rules.Rules) -> Any:
     """A packed batch in which every position carries loss: the most that a step can be asked for."""
     shape = (job.config.batch, job.config.length)
-    spec = partition.to_spec((BATCH, LENGTH), shape, mesh, table, name="batch")
+    spec = partition.to_spec((BATCH, None), shape, mesh, table, name="batch")
     dtypes = {name: jnp.int32 for name in ("tokens", "segment_ids", "source", "targets")} | {"loss_mask": jnp.float32}
     place = NamedSharding(mesh, spec)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, dtype in dtypes.items()}

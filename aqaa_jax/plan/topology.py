@@ -13,6 +13,14 @@ from jax.sharding import Mesh
 from aqaa_jax.plan.chips import Chip, chip
 from aqaa_jax.plan.collectives import Place, Torus
 
+# No TPU is asked for: libtpu must neither look for one, nor take its lock, nor complain of what it does not find.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -40,9 +48,8 @@ def topology(name: str, slices: int = 1) -> Topology:
     if not found:
         raise ValueError(f"topology is {name!r}; expected GENERATION:SIZES, for instance v5p:8x8x16 or v6e:16x16")
     kind, sizes = chip(found.group(1)), tuple(int(n) for n in found.group(2).split("x"))
-    # No TPU is asked for: libtpu must neither look for one nor take its lock.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
     more = {"num_slices": slices} if slices > 1 else {}
     try:
         devices = topologies.get_topology_desc(name, "tpu", **more).devices

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
@@ -49,8 +50,13 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
     def here(model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         with partition.by_hand(apart):
             key = jax.random.fold_in(key, jax.lax.axis_index(rows))
-            gradients, sums = fn(lambda x: jax.lax.psum(x, rows), model, batch, key)
-        return jax.tree.map(added, gradients, specs), jax.lax.psum(sums, rows)
+            gradients, sums = fn(total, model, batch, key)
+        return jax.tree.map(added, gradients, specs), total(sums)
+
+    def total(numbers: Any) -> Any:
+        """As one vector: the compiler cannot overlap a sum of many small arrays with anything."""
+        vector, back = ravel_pytree(numbers)
+        return back(jax.lax.psum(vector, rows))
 
     def added(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
         split = {name for entry in spec for name in _names(entry)}

@@ -7,18 +7,22 @@ on each device's pieces; outside of it both leave things as they are, so model c
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, LENGTH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
+FEW = 16  # numbers of no weight, at most, that an optimizer may keep whole on every device
 
 
 class Context(NamedTuple):
@@ -104,7 +108,47 @@ def shardings(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
         spec = to_spec(axes, value.shape, mesh, rules, name=name)
         return leaf.replace(NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(one, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)
+
+
+def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
+    """A tree like ``state`` (real or abstract) with a ``NamedSharding`` in place of every weight and array.
+
+    ``state`` is any pytree made of ``model``: what hangs at the path of a weight, under whatever path of its own, is
+    placed like that weight (moments, averages), a factored moment like the dimensions that it has left; counters and
+    other few numbers of the optimizer's own are on every device. Raises ``ValueError`` naming an array that comes from
+    no weight, or has another shape.
+    """
+    declared = {
+        jax.tree_util.keystr(path): (leaf.get_metadata()["axes"], leaf.get_value().shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
+    }
+
+    def one(path: Any, leaf: Any) -> Any:
+        variable, name = isinstance(leaf, nnx.Variable), jax.tree_util.keystr(path)
+        value = leaf.get_value() if variable else leaf
+        if not jax.tree.leaves(value):  # Optax's mark of a weight that another rule has
+            return leaf
+        shape = tuple(value.shape)
+        ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+        found = next((declared[end] for end in ends if end in declared), None)
+        few = math.prod(shape) <= (1 if found else FEW)
+        axes = (None,) * len(shape) if few else _axes_left(shape, found)
+        if axes is None:
+            raise ValueError(f"{name}: an array of shape {shape} comes from no weight of the model")
+        place = NamedSharding(mesh, to_spec(axes, shape, mesh, rules, name=name))
+        return leaf.replace(place) if variable else place
+
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=_is_variable)
+
+
+def _axes_left(shape: tuple[int, ...], weight: tuple[Any, Any] | None) -> tuple[str | None, ...] | None:
+    """The axes of the dimensions of a weight (axes, shape) that ``shape`` has kept, in order."""
+    if weight is None:
+        return None
+    axes, whole = weight
+    kept = itertools.combinations(range(len(whole)), len(shape))
+    return next((tuple(axes[i] for i in k) for k in kept if tuple(whole[i] for i in k) == shape), None)
 
 
 def shard(model: Tree, mesh: Mesh, rules: Rules) -> Tree:
@@ -131,6 +175,26 @@ def by_hand(axes: Sequence[str]) -> Iterator[None]:
         yield
 
 
+def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) -> Tree:
+    """The host arrays of a batch on ``mesh``, their first axis split like ``BATCH``; single numbers on every device.
+
+    Every process gives the whole batch and puts its own rows on its devices; with ``local`` it gives only the rows of
+    its own devices. Raises ``ValueError`` naming an array whose rows do not split evenly.
+    """
+
+    def one(path: Any, x: Any) -> jax.Array:
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
+        axes = (BATCH, *(None,) * (x.ndim - 1)) if x.ndim else ()
+        name = f"batch{jax.tree_util.keystr(path)}"
+        if local:
+            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name=name)))
+            return jax.make_array_from_process_local_data(place, x)
+        place = NamedSharding(mesh, to_spec(axes, x.shape, mesh, rules, name=name))
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+    return jax.tree_util.tree_map_with_path(one, batch)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin activation ``x`` to the sharding of its logical ``axes``.
 
@@ -141,6 +205,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec = to_spec(axes, x.shape, here.mesh, here.left_rules(), name="activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(here.left_mesh(), spec))
+
+
+def at_use(weight: nnx.Variable) -> jax.Array:
+    """The value of a weight as a product takes it: split over tensor and experts alone, whole over the rest.
+
+    What a strategy splits over devices that have rows or positions of their own (fsdp) is gathered here, and its
+    gradient added up and split again on the way back: the compiler is not to choose between moving weights and
+    activations. Left to it, gradients came out wrong on a mesh of 2 x 2 x 2 (jax 0.10.2: XLA's partitioner, resharding
+    an activation from rows over two axes to width over one of them). ``weight`` may be a layer of a scanned stack.
+    """
+    context, value = _CONTEXT.value, weight.get_value()
+    if context is None or context.manual:
+        return value
+    rules = dict(context.rules)
+    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[ACT_EXPERTS]}
+    axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
+    entries = _entries(axes, context.mesh, rules, name="weight")
+    kept = (tuple(a for a in entry or () if a not in apart) or None for entry in entries)
+    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, PartitionSpec(*kept)))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
@@ -203,6 +286,10 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
         return run(*arguments)
 
     return run
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
 def _is_axes(x: Any) -> bool:

@@ -23,12 +23,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 _REPLICATED: dict[str, tuple[str, ...]] = {name: () for name in ax.ALL_AXES}
 _BATCH: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP, EXPERT)}
-# Weights are the same all over ``context``, so they are split over it as well.
-_FSDP: dict[str, tuple[str, ...]] = {
-    ax.EMBED: (FSDP, CONTEXT),
-    ax.EXPERT_EMBED: (FSDP, CONTEXT),
-    ax.CHANNELS_IN: (FSDP, CONTEXT),
-}
+_FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP,), ax.EXPERT_EMBED: (FSDP,), ax.CHANNELS_IN: (FSDP,)}
 _TENSOR: dict[str, tuple[str, ...]] = {
     ax.HEADS: (TENSOR,),
     ax.KV_HEADS: (TENSOR,),
@@ -43,6 +38,8 @@ _TENSOR: dict[str, tuple[str, ...]] = {
 }
 _CONTEXT: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT,)}
 _SEQUENCE: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT, TENSOR)}
+# Weights are the same all over ``context``: they are split over it as well, and gathered with the rest.
+_CONTEXT_FSDP: dict[str, tuple[str, ...]] = {name: (FSDP, CONTEXT) for name in _FSDP}
 # ``ACT_EXPERTS``: tokens travel to experts along it. Along what else experts are split over, they are gathered.
 _EXPERT: dict[str, tuple[str, ...]] = {ax.EXPERTS: (EXPERT,), ax.ACT_EXPERTS: (EXPERT,)}
 # Whole experts per device of ``fsdp``: gathered along the leading axis of their weights they arrive in order, while a
@@ -62,10 +59,10 @@ STRATEGIES: Mapping[str, Rules] = {
     "tensor": _table(_BATCH, _TENSOR),
     "tensor_sequence": _table(_BATCH, _TENSOR, _SEQUENCE),
     "fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR),
-    "fsdp_tensor_sequence": _table(_BATCH, _FSDP, _TENSOR, _SEQUENCE),
+    "fsdp_tensor_sequence": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _SEQUENCE),
     "context": _table(_BATCH, _CONTEXT),
-    "fsdp_context": _table(_BATCH, _FSDP, _CONTEXT),
-    "fsdp_tensor_context": _table(_BATCH, _FSDP, _TENSOR, _CONTEXT),
+    "fsdp_context": _table(_BATCH, _CONTEXT_FSDP, _CONTEXT),
+    "fsdp_tensor_context": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _CONTEXT),
     "expert": _table(_BATCH, _EXPERT),
     "expert_fsdp": _table(_BATCH, _FSDP, _EXPERT),
     "fsdp_whole_experts": _table(_BATCH, _FSDP, _WHOLE_EXPERTS),

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import jax
 
 VERSION = "2026-11"  # of these tables; part of the digest
 LIBTPU = "0.0.42.1"  # that every name was compiled with
@@ -112,17 +114,30 @@ def generation(device_kind: str) -> str:
     return _KINDS.get(device_kind, "")
 
 
-def compiler_options(chip: str, *, slices: int = 1, offload: bool = False) -> dict[str, str]:
+def compiler_options(chip: str, *, slices: int = 1, more: Sequence[str] = ()) -> dict[str, str]:
     """The set for ``chip`` (empty for no TPU: no options), for ``compiler_options=`` of jit and compile.
 
-    Raises ``ValueError`` for a generation without a table.
+    ``more`` comes on top: "offload" for the set of that name, or single options as NAME=VALUE. Raises ``ValueError``
+    for a generation without a table or anything else in ``more``.
     """
     if not chip:
         return {}
     if chip not in GENERATIONS:
         raise ValueError(f"no XLA flags for TPU generation {chip!r}; expected one of {', '.join(GENERATIONS)}")
-    lines = GENERATIONS[chip] + (SLICES if slices > 1 else ()) + (OFFLOAD if offload else ())
-    return {flag.name: flag.value for flag in lines}
+    options = {flag.name: flag.value for flag in GENERATIONS[chip] + (SLICES if slices > 1 else ())}
+    for text in more:
+        name, equals, value = text.partition("=")
+        if not equals and name != "offload":
+            raise ValueError(f"XLA option {text!r}; expected offload, or NAME=VALUE")
+        options |= {name: value} if equals else {flag.name: flag.value for flag in OFFLOAD}
+    return options
+
+
+def options_for(devices: Iterable[jax.Device], more: Sequence[str] = ()) -> dict[str, str]:
+    """The set for a program over ``devices``: that of their generation and number of slices; none off a TPU."""
+    devices = list(devices)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    return compiler_options(generation(devices[0].device_kind), slices=slices, more=more)
 
 
 def digest(options: Mapping[str, str]) -> str:

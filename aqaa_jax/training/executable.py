@@ -97,6 +97,20 @@ def load(
     )
 
 
+def saved_step(
+    path: str | Path, described: Mapping[str, Any], step: Callable[..., Any], devices: Sequence[jax.Device]
+) -> Callable[..., Any]:
+    """``step`` as it is in ``path``, loaded when its first arguments are there. Raises then as ``load`` does."""
+    loaded: list[Any] = []
+
+    def run(*arguments: Any) -> Any:
+        if not loaded:
+            loaded.append(load(path, described, step, arguments, devices))
+        return loaded[0](*arguments)
+
+    return run
+
+
 def _differing(theirs: Any, ours: Any, where: str = "") -> set[str]:
     if not (isinstance(theirs, dict) and isinstance(ours, dict)):
         return set() if theirs == ours else {where}

@@ -17,7 +17,7 @@ from aqaa_jax.parts import abstract, builders
 from aqaa_jax.training.config import RecipeConfig
 
 FOLDER = "start"  # of a stage: the weights it goes on from; of the run: what no stage trains
-TRAINED_BY = {"decoder": "sft"}  # the stage that trains a part on, where it has another name
+TRAINED_BY = {"decoder": "sft1"}  # the stage that trains a part on, where it has another name
 KEPT_AS = {"decoder": "pretrain"}  # the stage whose result a kept part stands for, where it has another name
 SHAPED = ("tokenizer", "vocab", "decoder", "vocoder", "weave")  # what recipe and folder must agree on
 HEADLESS = ("linguistic", "semantic")  # the heads these are trained with are in no model folder

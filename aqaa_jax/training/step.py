@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from aqaa_jax.sharding.manual import over_rows
+from aqaa_jax.training.config import LoopConfig
 from aqaa_jax.training.state import TrainState
 
 # A loss function gives each term as (sum, count); terms are normalised once, globally, then weighted.
@@ -39,15 +40,19 @@ def make_train_step(
     microbatches: int = 1,
     by_rows: bool = False,
     settle: Settle | None = None,
+    places: Any = None,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
+    ``places`` are the shardings of the state, which goes in and comes out with them (``partition.state_shardings``).
     A step whose gradient is not finite leaves model and optimizer as they were; ``skipped`` is then 1.
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
     gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
     decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there
-    for it, not for the metrics. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the rows.
+    for it, not for the metrics. ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not
+    positive or does not divide the rows.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")
@@ -76,7 +81,32 @@ def make_train_step(
         metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, model, opt_state, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    options = {"compiler_options": dict(compiler_options)} if compiler_options else {}
+    if places is None:
+        return jax.jit(step, donate_argnums=0, **options)
+    shardings = {"in_shardings": (places, None, None), "out_shardings": (places, None)}
+    return jax.jit(step, donate_argnums=0, **shardings, **options)
+
+
+def step_of(
+    stage: Any,
+    loop: LoopConfig,
+    optimizer: optax.GradientTransformation,
+    places: Any,
+    compiler_options: Mapping[str, str] | None = None,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step of a stage (``loop.Stage``) as its loop's config asks for it: what is trained with, and planned."""
+    return make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        ema_decay=loop.ema_decay,
+        microbatches=loop.microbatches,
+        by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
+        places=places,
+        compiler_options=compiler_options,
+    )
 
 
 def _gradients(loss_fn: LossFn, weights: Mapping[str, float], microbatches: int) -> Callable[..., Any]:

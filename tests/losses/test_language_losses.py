@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aqaa_jax.losses.cross_entropy import cross_entropy, target_log_probs, token_log_probs
-from aqaa_jax.losses.dpo import dpo
+from aqaa_jax.losses.dpo import answer_log_ratios, dpo, masked_log_ratio, preference
 from aqaa_jax.losses.masked import masked_sum_count, mean
 
 
@@ -113,3 +113,54 @@ def test_chunks_keep_the_logits_out_of_memory():
 def test_a_negative_chunk_is_refused():
     with pytest.raises(ValueError, match="chunk is -1"):
         target_log_probs(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), jnp.zeros((1, 2), jnp.int32), chunk=-1)
+
+
+def test_ipo_and_length_normalised_dpo_match_their_formulas():
+    rng = np.random.default_rng(0)
+    policy, other, reference, theirs = (rng.normal(size=(3, 7)).astype(np.float32) for _ in range(4))
+    mask, rejected_mask = rng.random((3, 7)) < 0.6, rng.random((3, 7)) < 0.6
+    beta = 0.3
+    for normalised in (False, True):
+
+        def ratio(p, r, m, n=normalised):
+            total = np.sum((p - r) * m, axis=1, dtype=np.float64)
+            return total / m.sum(axis=1) if n else total
+
+        margin = ratio(policy, reference, mask) - ratio(other, theirs, rejected_mask)
+        expected = {"ipo": (margin - 1 / (2 * beta)) ** 2, "sigmoid": np.log1p(np.exp(-beta * margin))}
+        slope = {"ipo": 2 * (margin - 1 / (2 * beta)), "sigmoid": -beta / (1 + np.exp(beta * margin))}
+        for kind in ("ipo", "sigmoid"):
+
+            def losses(x, k=kind, n=normalised):
+                arguments = (x, other, reference, theirs, mask, rejected_mask)
+                return dpo(*arguments, beta=beta, kind=k, length_normalised=n).losses_B
+
+            np.testing.assert_allclose(losses(policy), expected[kind], rtol=1e-5)
+            share = mask / mask.sum(axis=1, keepdims=True) if normalised else mask
+            grad = jax.grad(lambda x, f=losses: jnp.sum(f(x)))(jnp.asarray(policy))
+            np.testing.assert_allclose(grad, slope[kind][:, None] * share, rtol=1e-5, atol=1e-7)
+
+
+def test_answers_packed_in_a_row_have_the_ratios_they_have_alone():
+    rng = np.random.default_rng(1)
+    policy, reference = rng.normal(size=(2, 1, 12)).astype(np.float32)
+    answer = np.array([[1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 0, 0]])
+    mask = np.array([[1, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]])
+    packed = answer_log_ratios(policy, reference, mask, answer, 4)
+    for k in range(4):
+        alone = masked_log_ratio(*(x[:, answer[0] == k + 1] for x in (policy, reference, mask)))
+        np.testing.assert_allclose(packed[:, k], alone, rtol=1e-6)
+    assert packed[0, 2] == 0  # an answer without a counted token
+    assert answer_log_ratios(policy, reference, mask, answer, 4, length_normalised=True)[0, 2] == 0
+
+
+def test_senseless_preference_settings_are_refused():
+    zero = jnp.zeros(1)
+    for wrong, message in (
+        ({"beta": 0.0}, "beta 0.0 must be positive"),
+        ({"label_smoothing": 0.5}, "label_smoothing 0.5 in"),
+        ({"kind": "hinge"}, "'hinge' is none of sigmoid, ipo"),
+        ({"kind": "ipo", "label_smoothing": 0.1}, "expected 0 with the loss 'ipo'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            preference(zero, zero, **wrong)

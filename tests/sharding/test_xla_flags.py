@@ -29,7 +29,7 @@ def test_every_name_compiles(chip):
     lowered = toy(SMALLEST[chip])
     for flag in (*xla_flags.GENERATIONS[chip], *xla_flags.SLICES, *xla_flags.OFFLOAD):
         lowered.compile(compiler_options={flag.name: flag.value})
-    lowered.compile(compiler_options=xla_flags.compiler_options(chip, slices=2, offload=True))
+    lowered.compile(compiler_options=xla_flags.compiler_options(chip, slices=2, more=["offload"]))
 
 
 def test_names_the_compiler_does_not_know_fail():
@@ -47,6 +47,14 @@ def test_sets():
     assert xla_flags.digest(one) != xla_flags.digest(one | {"xla_enable_async_all_gather": "false"})
     with pytest.raises(ValueError, match=r"'v3'.*v5p"):
         xla_flags.compiler_options("v3")
+
+
+def test_more_on_top():
+    more = xla_flags.compiler_options("v5p", more=["offload", "xla_enable_async_all_gather=false", "xla_a=b=c"])
+    assert more["xla_tpu_host_transfer_overlap_limit"] == "24" and more["xla_a"] == "b=c"
+    assert more["xla_enable_async_all_gather"] == "false"
+    with pytest.raises(ValueError, match="'nonsense'"):
+        xla_flags.compiler_options("v5p", more=["nonsense"])
 
 
 def test_every_line_has_a_source_and_no_name_stands_twice():
