@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aqaa_jax/version.py").read_text()).group(1)
 
+# The TPU's compiler, for plans made without one. Pinned: with jax 0.10 later ones fail to print async collectives.
+LIBTPU = 'libtpu==0.0.42.1; platform_system=="Linux"'
+
 setup(
     name="aqaa_jax",
     version=VERSION,
@@ -43,12 +46,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "plan": [LIBTPU],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "torch": ["torch>=2.4", "onnx>=1.16", "transformers>=4.48"],
         "voice": ["onnxruntime>=1.17"],
         "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=17"],
         "notebook": ["nbclient>=0.10", "ipykernel>=6"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22", LIBTPU],
     },
     entry_points={"console_scripts": ["aqaa = aqaa_jax.cli.main:main"]},
 )

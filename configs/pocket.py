@@ -9,12 +9,14 @@ or two at a size that learns nothing, for tests.
 
 from ml_collections import ConfigDict
 
+from aqaa_jax.config import ShardingConfig, to_dict
+
 TEXT_VOCAB = 1024  # ids below the first audio id: control 0-67, bytes and text pieces
 
 
 def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 20, "save_every": 200, **loop},
+        "loop": {"steps": steps, "log_every": 20, "save_every": 200, "sharding": to_dict(ShardingConfig()), **loop},
         "optimizer": {"peak_lr": lr, "warmup_steps": min(100, steps // 5)},
         "batch": batch,
         "length": length,
@@ -23,7 +25,13 @@ def _stage(steps: int, batch: int, length: int, lr: float, **loop) -> dict:
 
 def _language(steps: int, tokens: int, lr: float, final_fraction: float) -> dict:
     return {
-        "loop": {"steps": steps, "log_every": 100, "save_every": 500, "ema_decay": 0.999},
+        "loop": {
+            "steps": steps,
+            "log_every": 100,
+            "save_every": 500,
+            "ema_decay": 0.999,
+            "sharding": to_dict(ShardingConfig()),
+        },
         "optimizer": {
             "peak_lr": lr,
             "final_fraction": final_fraction,

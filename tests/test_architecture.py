@@ -15,13 +15,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "aqaa_jax"
 FLOORS = (
-    {"atomic", "config", "shapes", "version"},
+    {"atomic", "config", "shapes", "values", "version"},
     {"sharding"},
+    {"kernels"},
     {"nn", "dsp", "tokens", "checkpoint"},
     {"codec", "decoder", "vocoder", "vision"},
     {"losses", "parts"},
     {"data"},
     {"training"},
+    {"plan"},
     {"inference", "convert", "evaluation", "serving"},
     {"recipe"},
     {"cli"},

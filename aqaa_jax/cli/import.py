@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add_shard_size(p)
     p.add_argument(
         "--mesh",
-        metavar="D,F,T",
-        help="also tell how much of each part a device of this (data, fsdp, tensor) mesh would hold",
+        metavar="AXIS=N,...",
+        help="also tell how much of each part a device of such a mesh would hold, for instance of fsdp=8,tensor=4",
     )
     p.add_argument("--strategy", default="fsdp_tensor", metavar="NAME", help="rules for --mesh (default fsdp_tensor)")
     return p
@@ -60,9 +60,9 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     max_bytes = shard_bytes(args.shard_gb)
     base = load_system_config(args.config) if args.config else SystemConfig()
-    mesh = _mesh_shape(args.mesh) if args.mesh else ()
     from aqaa_jax.convert.importer import Options, import_folder
     from aqaa_jax.convert.progress import peak_memory
+    from aqaa_jax.sharding.mesh import parse_mesh
 
     options = Options(
         dtype=args.dtype,
@@ -71,20 +71,13 @@ def run(argv: list[str]) -> int:
         verify=args.verify,
         keep_unexpected=args.keep_unexpected,
         shard_bytes=max_bytes,
-        mesh=mesh,
+        mesh=parse_mesh(args.mesh) if args.mesh else None,
         strategy=args.strategy,
     )
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     import_folder(args.source, args.target, base, options, given=bool(args.config), say=say)
     say(f"peak resident memory {peak_memory() / 1e9:.2f} GB")
     return 0
-
-
-def _mesh_shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError:
-        raise ValueError(f"--mesh is {text!r}; expected three sizes, for instance 1,8,4") from None
 
 
 def load_system_config(path: str) -> SystemConfig:

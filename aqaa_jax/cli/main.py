@@ -10,10 +10,12 @@ import sys
 COMMANDS = {
     "ask": "answer a spoken question with speech",
     "train": "train the stages of a config",
+    "plan": "what a training step needs and takes on TPUs that are not here",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
     "eval": "answers, transcripts, judgements and a report",
+    "upcycle": "a dense model as a mixture of experts",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

@@ -20,7 +20,7 @@ from aqaa_jax.nn.norm import LayerNorm
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import BATCH, CHANNELS, CHANNELS_IN, EMBED, FEATURES, HEADS, KERNEL, MLP
-from aqaa_jax.sharding.partition import constrain
+from aqaa_jax.sharding.partition import at_use, constrain
 
 STRIDE = 4  # mel frames per vector: 10 ms -> 40 ms
 
@@ -46,8 +46,8 @@ class StridedConv(nnx.Module):
         pairs_BU2C = jnp.pad(x_BTC, ((0, 0), (0, T % 2), (0, 0))).reshape(B, -1, 2, C)
         even, odd = pairs_BU2C[:, :, 0], pairs_BU2C[:, :, 1]
         before = jnp.pad(odd[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        kernel = self.kernel[...]
-        return before @ kernel[0] + even @ kernel[1] + odd @ kernel[2] + self.bias[...]
+        kernel = at_use(self.kernel)
+        return before @ kernel[0] + even @ kernel[1] + odd @ kernel[2] + at_use(self.bias)
 
 
 class SemanticBlock(nnx.Module):

@@ -20,14 +20,14 @@ from aqaa_jax import atomic
 from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint import folder, header, shards
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
-from aqaa_jax.config import SystemConfig, to_dict
+from aqaa_jax.config import MeshConfig, SystemConfig, to_dict
 from aqaa_jax.convert import layout, speaker
 from aqaa_jax.convert.account import Account
 from aqaa_jax.convert.composing import compose
 from aqaa_jax.convert.filesets import S3_ONNX, FileSet, detect
 from aqaa_jax.convert.progress import Progress
 from aqaa_jax.convert.record import RECORD, read_record, read_records, verify_part, write_record
-from aqaa_jax.sharding.mesh import abstract_mesh
+from aqaa_jax.sharding.mesh import abstract_mesh, describe
 from aqaa_jax.sharding.partition import shardings
 from aqaa_jax.sharding.rules import strategy
 from aqaa_jax.version import __version__
@@ -46,7 +46,7 @@ class Options:
     verify: bool = False
     keep_unexpected: bool = False
     shard_bytes: int = SHARD_BYTES
-    mesh: tuple[int, ...] = ()  # also tell what a device of such a mesh would hold
+    mesh: MeshConfig | None = None  # also tell what a device of such a mesh would hold
     strategy: str = "fsdp_tensor"
 
 
@@ -189,7 +189,9 @@ def _per_device(one: FileSet, options: Options) -> str:
         name: jax.ShapeDtypeStruct(places[name].shard_shape(w.shape), w.dtype)
         for name, w in named_weights(one.model).items()
     }
-    return f"{one.part}: {_bytes(slices) / 1e9:.3f} GB on each device of a {options.mesh} mesh ({options.strategy})"
+    return (
+        f"{one.part}: {_bytes(slices) / 1e9:.3f} GB on each device of a {describe(options.mesh)} ({options.strategy})"
+    )
 
 
 def _written(target: Path, jobs: list[Job]) -> int:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# Distance of a forbidden pair: even the smallest slope times this drowns any logit, yet stays finite.
-FORBIDDEN = 1e30
+from aqaa_jax.kernels.places import sqrt_distance
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, "N"]:
@@ -36,12 +35,10 @@ def causal_distance(
     (segment 0). The bias of head h is ``-slope_h * distance``; it is the same for all heads and layers up
     to that factor, so the array with a head axis never needs to exist outside a fused kernel.
     """
-    offset_BLS = query_positions_BL[:, :, None] - key_positions_BS[:, None, :]
-    visible_BLS = offset_BLS >= 0
-    if query_segments_BL is not None and key_segments_BS is not None:
-        visible_BLS &= query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
-        visible_BLS &= key_segments_BS[:, None, :] != 0
-    return jnp.where(visible_BLS, jnp.sqrt(jnp.maximum(offset_BLS, 0).astype(jnp.float32)), FORBIDDEN)
+    queries_BL1, keys_B1S = query_positions_BL[:, :, None], key_positions_BS[:, None]
+    if query_segments_BL is None or key_segments_BS is None:
+        return sqrt_distance(queries_BL1, keys_B1S)
+    return sqrt_distance(queries_BL1, keys_B1S, query_segments_BL[:, :, None], key_segments_BS[:, None])
 
 
 def segment_positions(segment_ids_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:

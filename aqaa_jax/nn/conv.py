@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from aqaa_jax.nn.params import Initializer, fan_in, ones, weight, zeros
 from aqaa_jax.nn.toom_cook import convolve, suits
 from aqaa_jax.sharding.axes import CHANNELS, CHANNELS_IN, KERNEL, NORM
+from aqaa_jax.sharding.partition import at_use
 
 
 class Conv1d(nnx.Module):
@@ -67,12 +68,12 @@ class Conv1d(nnx.Module):
         self.fewer_products = fewer_products and suits(shape, stride)
 
     def __call__(self, x_BTC: Float[Array, "B T I"]) -> Float[Array, "B U O"]:
-        w_KIO = self.kernel[...].astype(x_BTC.dtype)
+        w_KIO = at_use(self.kernel).astype(x_BTC.dtype)
         if self.fewer_products and x_BTC.dtype == jnp.float32:
             y_BTC = jax.lax.platform_dependent(x_BTC, w_KIO, cpu=self._fewer_products, default=self._direct)
         else:
             y_BTC = self._direct(x_BTC, w_KIO)
-        return y_BTC + self.bias[...].astype(x_BTC.dtype)
+        return y_BTC + at_use(self.bias).astype(x_BTC.dtype)
 
     def _direct(self, x_BTC: Array, w_KIO: Array) -> Array:
         return jax.lax.conv_general_dilated(
@@ -116,7 +117,7 @@ class ConvTranspose1d(nnx.Module):
         self.padding = padding
 
     def __call__(self, x_BTC: Float[Array, "B T I"]) -> Float[Array, "B U O"]:
-        w_KIO = self.kernel[...].astype(x_BTC.dtype)
+        w_KIO = at_use(self.kernel).astype(x_BTC.dtype)
         size, in_channels, out_channels = w_KIO.shape
         taps = -(-size // self.stride)
         w_KIO = jnp.pad(w_KIO, ((0, taps * self.stride - size), (0, 0), (0, 0)))
@@ -127,7 +128,7 @@ class ConvTranspose1d(nnx.Module):
         shifted = [x_BTC[:, taps - 1 - tap : frames + 2 * (taps - 1) - tap] for tap in range(taps)]
         y_BTC = (jnp.concatenate(shifted, axis=-1) @ phases).reshape(batch, -1, out_channels)
         length = (frames - 1) * self.stride + size - 2 * self.padding
-        return y_BTC[:, self.padding : self.padding + length] + self.bias[...].astype(x_BTC.dtype)
+        return y_BTC[:, self.padding : self.padding + length] + at_use(self.bias).astype(x_BTC.dtype)
 
 
 class GroupNorm(nnx.Module):

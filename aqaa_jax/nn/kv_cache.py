@@ -17,13 +17,14 @@ class KVCache(NamedTuple):
     """Slot s of a row holds the key and value of the row's token at position s.
 
     Rows are dense from slot 0 on and grow by themselves, so prompts of different lengths decode together:
-    a prompt is padded on the *right*, its padding is not stored. The first axis of ``k`` and ``v``
-    is the layer. ``length_B`` counts the tokens stored. Slots past it hold nothing; no query sees them,
-    because a query sees no later position.
+    a prompt is padded on the *right*, its padding is not stored. The first axis of ``k`` and ``v`` is the layer;
+    heads come before slots, so that the keys of one head lie together whatever the number of heads (a TPU holds
+    the last two axes in tiles). ``length_B`` counts the tokens stored. Slots past it hold nothing; no query sees
+    them, because a query sees no later position.
     """
 
-    k: Float[Array, "layers B S K H"]
-    v: Float[Array, "layers B S K H"]
+    k: Float[Array, "layers B K S H"]
+    v: Float[Array, "layers B K S H"]
     length_B: Int[Array, "B"]
 
 
@@ -31,7 +32,7 @@ def empty_cache(
     layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: DTypeLike = jnp.float32
 ) -> KVCache:
     """A cache with room for ``capacity`` tokens in every row."""
-    shape = (layers, batch, capacity, kv_heads, head_dim)
+    shape = (layers, batch, kv_heads, capacity, head_dim)
     zeros = jnp.zeros(shape, dtype)
     return KVCache(_pinned(zeros), _pinned(zeros), jnp.zeros((batch,), jnp.int32))
 
@@ -43,14 +44,14 @@ def new_slots(length_B: Int[Array, "B"], real_BL: Array | None, L: int, capacity
 
 
 def write_layer(
-    k_XBSKH: jax.Array, v_XBSKH: jax.Array, layer: jax.Array, slots_BL: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array
+    k_XBKSH: jax.Array, v_XBKSH: jax.Array, layer: jax.Array, slots_BL: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """All layers' keys and values with those of one layer's new tokens put in; slots past the end are dropped."""
     rows_B1 = jnp.arange(slots_BL.shape[0])[:, None]
-    k_XBSKH = k_XBSKH.at[layer, rows_B1, slots_BL].set(k_BLKH.astype(k_XBSKH.dtype), mode="drop")
-    v_XBSKH = v_XBSKH.at[layer, rows_B1, slots_BL].set(v_BLKH.astype(v_XBSKH.dtype), mode="drop")
-    return _pinned(k_XBSKH), _pinned(v_XBSKH)
+    k_XBKSH = k_XBKSH.at[layer, rows_B1, :, slots_BL].set(k_BLKH.astype(k_XBKSH.dtype), mode="drop")
+    v_XBKSH = v_XBKSH.at[layer, rows_B1, :, slots_BL].set(v_BLKH.astype(v_XBKSH.dtype), mode="drop")
+    return _pinned(k_XBKSH), _pinned(v_XBKSH)
 
 
-def _pinned(x_XBSKH: jax.Array) -> jax.Array:
-    return constrain(x_XBSKH, None, BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+def _pinned(x_XBKSH: jax.Array) -> jax.Array:
+    return constrain(x_XBKSH, None, BATCH, ACT_KV_HEADS, LENGTH, HEAD_DIM)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
 from aqaa_jax.nn.project import project
 from aqaa_jax.sharding.axes import EMBED, VOCAB
+from aqaa_jax.sharding.partition import at_use
 
 
 class Linear(nnx.Module):
@@ -31,8 +32,8 @@ class Linear(nnx.Module):
         self.bias = weight(rngs, (out_dim,), (axes[1],), zeros, dtype) if use_bias else None
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        y = project(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = project(x, at_use(self.kernel))
+        return y if self.bias is None else y + at_use(self.bias).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

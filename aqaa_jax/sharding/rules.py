@@ -1,29 +1,30 @@
 """Strategies: tables from logical axes to mesh axes.
 
 A table is complete: every logical axis is named, a replicated one maps to ``()``. Reading a missing
-name is an error, so a new axis cannot be forgotten silently.
+name is an error, so a new axis cannot be forgotten silently. A mesh axis of one device changes nothing,
+so a table may name axes that a given mesh does not use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from aqaa_jax.config import ShardingConfig
 from aqaa_jax.sharding import axes as ax
 
-DATA = "data"
-FSDP = "fsdp"
-TENSOR = "tensor"
-MESH_AXES = (DATA, FSDP, TENSOR)
+DATA = "data"  # replicas of the weights, each with rows of the batch of its own
+FSDP = "fsdp"  # rows of the batch too, but the weights are split over it and gathered layer by layer
+EXPERT = "expert"  # experts; outside of them, rows of the batch
+CONTEXT = "context"  # positions of a row
+TENSOR = "tensor"  # heads, feed-forward width, vocabulary, channels
+MESH_AXES = (DATA, FSDP, EXPERT, CONTEXT, TENSOR)  # from the slowest links to the fastest
 
 Rules = Mapping[str, tuple[str, ...]]
 
 _REPLICATED: dict[str, tuple[str, ...]] = {name: () for name in ax.ALL_AXES}
-_BATCH_OVER_DATA: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP)}
-_FSDP_WEIGHTS: dict[str, tuple[str, ...]] = {
-    ax.EMBED: (FSDP,),
-    ax.CHANNELS_IN: (FSDP,),
-}
-_TENSOR_WEIGHTS: dict[str, tuple[str, ...]] = {
+_BATCH: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP, EXPERT)}
+_FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP,), ax.EXPERT_EMBED: (FSDP,), ax.CHANNELS_IN: (FSDP,)}
+_TENSOR: dict[str, tuple[str, ...]] = {
     ax.HEADS: (TENSOR,),
     ax.KV_HEADS: (TENSOR,),
     ax.MLP: (TENSOR,),
@@ -35,13 +36,37 @@ _TENSOR_WEIGHTS: dict[str, tuple[str, ...]] = {
     ax.ACT_MLP: (TENSOR,),
     ax.ACT_VOCAB: (TENSOR,),
 }
+_CONTEXT: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT,)}
+_SEQUENCE: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT, TENSOR)}
+# Weights are the same all over ``context``: they are split over it as well, and gathered with the rest.
+_CONTEXT_FSDP: dict[str, tuple[str, ...]] = {name: (FSDP, CONTEXT) for name in _FSDP}
+# ``ACT_EXPERTS``: tokens travel to experts along it. Along what else experts are split over, they are gathered.
+_EXPERT: dict[str, tuple[str, ...]] = {ax.EXPERTS: (EXPERT,), ax.ACT_EXPERTS: (EXPERT,)}
+# Whole experts per device of ``fsdp``: gathered along the leading axis of their weights they arrive in order, while a
+# gather along their width takes a copy of all of them to put the rows in order.
+_WHOLE_EXPERTS: dict[str, tuple[str, ...]] = {ax.EXPERTS: (FSDP,), ax.EXPERT_EMBED: (EXPERT,)}
+
+
+def _table(*pieces: Mapping[str, tuple[str, ...]]) -> Rules:
+    return {k: v for piece in (_REPLICATED, *pieces) for k, v in piece.items()}
+
 
 STRATEGIES: Mapping[str, Rules] = {
-    "replicated": _REPLICATED,
-    "data": {**_REPLICATED, **_BATCH_OVER_DATA},
-    "fsdp": {**_REPLICATED, **_BATCH_OVER_DATA, **_FSDP_WEIGHTS},
-    "tensor": {**_REPLICATED, **_BATCH_OVER_DATA, **_TENSOR_WEIGHTS},
-    "fsdp_tensor": {**_REPLICATED, **_BATCH_OVER_DATA, **_FSDP_WEIGHTS, **_TENSOR_WEIGHTS},
+    "replicated": _table(),
+    "data": _table(_BATCH),
+    "fsdp": _table(_BATCH, _FSDP),
+    "hsdp": _table(_BATCH, _FSDP),  # the same table: its name says that ``data`` has replicas
+    "tensor": _table(_BATCH, _TENSOR),
+    "tensor_sequence": _table(_BATCH, _TENSOR, _SEQUENCE),
+    "fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR),
+    "fsdp_tensor_sequence": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _SEQUENCE),
+    "context": _table(_BATCH, _CONTEXT),
+    "fsdp_context": _table(_BATCH, _CONTEXT_FSDP, _CONTEXT),
+    "fsdp_tensor_context": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _CONTEXT),
+    "expert": _table(_BATCH, _EXPERT),
+    "expert_fsdp": _table(_BATCH, _FSDP, _EXPERT),
+    "fsdp_whole_experts": _table(_BATCH, _FSDP, _WHOLE_EXPERTS),
+    "expert_fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR, _EXPERT),
 }
 
 
@@ -51,3 +76,19 @@ def strategy(name: str) -> Rules:
         return STRATEGIES[name]
     except KeyError:
         raise ValueError(f"unknown sharding strategy {name!r}; expected one of {sorted(STRATEGIES)}") from None
+
+
+def rules_of(config: ShardingConfig) -> Rules:
+    """The table of ``config.strategy`` with the single entries of ``config.rules`` in place of its own.
+
+    Raises ``ValueError`` naming an unknown strategy, logical axis or mesh axis, or a mesh axis given twice.
+    """
+    table = strategy(config.strategy)
+    for axis, mesh_axes in config.rules.items():
+        if axis not in table:
+            raise ValueError(f"sharding.rules: unknown logical axis {axis!r}; expected one of {sorted(table)}")
+        if unknown := set(mesh_axes) - set(MESH_AXES):
+            raise ValueError(f"sharding.rules: {axis!r} goes over {sorted(unknown)}; the mesh axes are {MESH_AXES}")
+        if len(set(mesh_axes)) < len(mesh_axes):
+            raise ValueError(f"sharding.rules: {axis!r} names a mesh axis twice in {tuple(mesh_axes)}")
+    return {**table, **config.rules}

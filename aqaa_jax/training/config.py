@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aqaa_jax.config import SystemConfig
+from aqaa_jax.config import ShardingConfig, SystemConfig
 
 PRETRAINING = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain")
 POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge")  # AQAA paper, section 3: merge is 5:5:1
@@ -25,6 +25,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
+    mu_dtype: str = ""  # of the first moment; empty: that of the weights, as the second moment always
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class LoopConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
-    mesh: tuple[int, ...] = (1, 1, 1)
-    strategy: str = "data"
+    microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
+    by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    xla: tuple[str, ...] = ()  # compiler options on top of the TPU's table: offload, or NAME=VALUE
+    executable: str = ""  # a step compiled by `aqaa plan --save`, run in place of one compiled here
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class StageConfig:
     batch: int = 32  # rows (speech stages) per step
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
+    head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from aqaa_jax.parts import abstract
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
-from aqaa_jax.training.loop import train
+from aqaa_jax.training.executable import description
+from aqaa_jax.training.loop import Stage, train
 from aqaa_jax.training.reference import reference_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
 from aqaa_jax.training.stages.preference import TASK, PreferenceStage
@@ -108,9 +110,18 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Deco
         examples=tasks.example,
         seed=stage_config.loop.seed,
         audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
+        head_chunk=stage_config.head_chunk,
     )
-    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
-    save_model(run_dir / name / DECODER, model, metadata={"part": "decoder"})
+    _train_decoder(recipe, run_dir, stage, stage_config, start, say)
+
+
+def _train_decoder(
+    recipe: RecipeConfig, run_dir: Path, stage: Stage, config: StageConfig, start: Decoder | None, say: Say
+) -> None:
+    describe = partial(description, stage.name, recipe.system.decoder, recipe.system.vocab, config)
+    folder = run_dir / stage.name
+    model = train(stage, folder, config.loop, config.optimizer, start=start, log=say, describe=describe)
+    save_model(folder / DECODER, model, metadata={"part": "decoder"})
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
@@ -146,7 +157,14 @@ def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     )
     lengths = {TASK: np.array([pair.length for pair in pairs])}
     plan = BucketPlan(lengths, {TASK: 1.0}, tokens=config.tokens, steps=config.loop.steps, seed=config.loop.seed)
-    stage = PreferenceStage("dpo", recipe.system.decoder, vocab, plan, pairs, references, recipe.preference)
-    start = decoder_of(recipe, run_dir, "sft1")
-    model = train(stage, run_dir / "dpo", config.loop, config.optimizer, start=start, log=say)
-    save_model(run_dir / "dpo" / DECODER, model, metadata={"part": "decoder"})
+    stage = PreferenceStage(
+        name="dpo",
+        decoder=recipe.system.decoder,
+        vocab=vocab,
+        plan=plan,
+        pairs=pairs,
+        references=references,
+        config=recipe.preference,
+        head_chunk=config.head_chunk,
+    )
+    _train_decoder(recipe, run_dir, stage, config, decoder_of(recipe, run_dir, "sft1"), say)

@@ -25,7 +25,7 @@ from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.inference.system import load_system, shipped_folder
 from aqaa_jax.nn.linear import Linear
 from aqaa_jax.parts import abstract
-from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import shard
 from aqaa_jax.sharding.rules import STRATEGIES
 
@@ -185,7 +185,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, name, weight):
 def test_how_a_model_is_run_may_differ(folders, tmp_path):
     shutil.copytree(shipped_folder(), tmp_path / "b")
     edit_config(("sampling", "temperature"), 0.123)(tmp_path / "b")
-    edit_config(("decoder", "remat"), True)(tmp_path / "b")
+    edit_config(("decoder", "remat"), "full")(tmp_path / "b")
     merge([(folders[0], 1), (tmp_path / "b", 1)], tmp_path / "out")
     assert read_config(tmp_path / "out") == read_config(folders[0])
 
@@ -216,9 +216,9 @@ def build(seed):
 def linears(tmp_path):
     """Three Linear layers: saved from two meshes, and as a safetensors file."""
     rules, paths = STRATEGIES["fsdp_tensor"], [tmp_path / "a", tmp_path / "b", tmp_path / "c.safetensors"]
-    for seed, shape in enumerate([(1, 2, 2), (1, 4, 2)]):
+    for seed, sizes in enumerate(["fsdp=2,tensor=2", "fsdp=4,tensor=2"]):
         stored = Store(paths[seed])
-        stored.save(7, shard(build(seed), make_mesh(shape), rules))
+        stored.save(7, shard(build(seed), make_mesh(parse_mesh(sizes)), rules))
         stored.close()
     save_file(paths[2], named_weights(build(2)))
     weights = [{n: np.asarray(x).astype(np.float64) for n, x in named_weights(build(i)).items()} for i in range(3)]

@@ -12,8 +12,9 @@ from aqaa_jax.checkpoint import store
 from aqaa_jax.checkpoint.average import Input, Mean, boxes
 from aqaa_jax.checkpoint.store import Saved, Store, write_slices
 from aqaa_jax.checkpoint.tree import named_weights
+from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn.linear import Linear
-from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import shard, shardings
 from aqaa_jax.sharding.rules import STRATEGIES
 from aqaa_jax.training.state import TrainState
@@ -54,12 +55,13 @@ def test_a_module_and_a_training_state(tmp_path):
     same(Saved(tmp_path / "averaged"), build(2))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 2, 2), (1, 4, 1)])
-def test_saved_from_a_mesh(tmp_path, shape):
-    save(tmp_path, shard(build(), make_mesh(shape), RULES))
+@pytest.mark.parametrize("sizes", ["fsdp=2,tensor=2", "data=2,fsdp=2,tensor=2", "fsdp=4"])
+def test_saved_from_a_mesh(tmp_path, sizes):
+    save(tmp_path, shard(build(), make_mesh(parse_mesh(sizes)), RULES))
     saved = Saved(tmp_path)
+    mesh = parse_mesh(sizes)
     chunk = saved.chunks["kernel"]  # a shard, or less where Orbax lets replicas share the work
-    assert chunk[0] <= 8 // shape[1] and chunk[1] <= 12 // shape[2]
+    assert chunk[0] <= 8 // mesh.fsdp and chunk[1] <= 12 // mesh.tensor
     same(saved, build())
 
 
@@ -77,7 +79,7 @@ def test_large_arrays_are_saved_in_chunks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limit", [5, 24, 10**6])
 def test_written_slices_are_an_ordinary_checkpoint(tmp_path, limit):
-    save(tmp_path / "in", shard(build(), make_mesh((1, 2, 2)), RULES))
+    save(tmp_path / "in", shard(build(), make_mesh(MeshConfig(fsdp=2, tensor=2)), RULES))
     source, told = Saved(tmp_path / "in"), []
     mean = Mean([Input("in", 1, source)])
     write_slices(tmp_path / "out", mean, chunks=source.chunks, limit=limit, metadata={"a": [1]}, progress=told.append)
@@ -88,7 +90,7 @@ def test_written_slices_are_an_ordinary_checkpoint(tmp_path, limit):
     # Orbax restores it, on one device and onto a mesh, as it does what it has saved itself
     stored = Store(tmp_path / "out")
     assert stored.latest() == 0
-    mesh = make_mesh((2, 2, 2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     for like in (build(9), shard(build(9), mesh, RULES)):
         restored = stored.restore(0, like)
         for (name, value), expected in zip(
@@ -101,7 +103,7 @@ def test_written_slices_are_an_ordinary_checkpoint(tmp_path, limit):
 
 
 def test_a_chunk_of_the_input_is_finished_before_the_next(tmp_path):
-    save(tmp_path / "in", shard(build(), make_mesh((1, 2, 2)), RULES))
+    save(tmp_path / "in", shard(build(), make_mesh(MeshConfig(fsdp=2, tensor=2)), RULES))
     source, order = Saved(tmp_path / "in"), []
 
     class Watched:

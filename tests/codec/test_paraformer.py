@@ -1,4 +1,4 @@
-"""The chunked encoder: causal by chunk, blind to padding, equal streamed, sharded and differentiated."""
+"""The chunked encoder: causal by chunk, blind to padding, equal streamed and differentiated."""
 
 import dataclasses
 
@@ -10,9 +10,6 @@ from flax import nnx
 
 from aqaa_jax.codec.paraformer import LinguisticEncoder, depthwise
 from aqaa_jax.config import LinguisticConfig
-from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import partitioning, shard
-from aqaa_jax.sharding.rules import strategy
 
 CONFIG = LinguisticConfig(num_mels=4, embed=16, heads=2, mlp=32, layers=3)
 T = 26  # six whole chunks and half of one
@@ -89,15 +86,3 @@ def test_gradients_are_finite_and_leave_cmvn_alone(encoder, feats_BTM):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert not np.any(gradient.cmvn_shift[...]) and not np.any(gradient.cmvn_scale[...])
     assert np.any(gradient.first.fsmn[...]) and np.any(gradient.blocks.key.kernel[...])
-
-
-@pytest.mark.parametrize("name", ["data", "fsdp_tensor"])
-def test_sharded_equals_single_device(encoder, name):
-    feats = jax.random.normal(jax.random.key(2), (4, 10, CONFIG.features))
-    lengths = jnp.array([10, 7, 4, 1])
-    mesh, rules = make_mesh((2, 2, 2)), strategy(name)
-    with partitioning(mesh, rules):
-        out = jax.jit(lambda encoder, feats, lengths: encoder(feats, lengths))(
-            shard(encoder, mesh, rules), feats, lengths
-        )
-    assert np.abs(out - encode(encoder, feats, lengths)).max() < 1e-5

@@ -1,4 +1,4 @@
-"""The semantic encoder: blind to padding, equal sharded and differentiated."""
+"""The semantic encoder: blind to padding, differentiable."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,6 @@ from flax import nnx
 from aqaa_jax.codec.s3 import SemanticEncoder, StridedConv, count_vectors
 from aqaa_jax.config import SemanticConfig
 from aqaa_jax.sharding.axes import FEATURES
-from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import partitioning, shard
-from aqaa_jax.sharding.rules import strategy
 
 CONFIG = SemanticConfig(num_mels=8, embed=16, heads=2, mlp=32, layers=2, max_positions=12)
 
@@ -65,12 +62,3 @@ def test_gradients_are_finite(encoder):
     gradient = jax.jit(jax.grad(lambda e: jnp.sum(jnp.square(e(mel, lengths)))))(encoder)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.any(gradient.conv1.kernel[...]) and np.any(gradient.blocks.value.kernel[...])
-
-
-@pytest.mark.parametrize("name", ["data", "fsdp_tensor"])
-def test_sharded_equals_single_device(encoder, name):
-    mel, lengths = jax.random.normal(jax.random.key(2), (4, 20, 8)), jnp.array([20, 11, 4, 1])
-    mesh, rules = make_mesh((2, 2, 2)), strategy(name)
-    with partitioning(mesh, rules):
-        out = jax.jit(lambda encoder, mel, lengths: encoder(mel, lengths))(shard(encoder, mesh, rules), mel, lengths)
-    assert np.abs(out - encode(encoder, mel, lengths)).max() < 1e-5

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from aqaa_jax.checkpoint import folder, header, shards
 from aqaa_jax.checkpoint.shards import ShardReader
-from aqaa_jax.config import DecoderConfig, SystemConfig, TokenizerConfig, VocabConfig, VocoderConfig
+from aqaa_jax.config import DecoderConfig, MeshConfig, SystemConfig, TokenizerConfig, VocabConfig, VocoderConfig
 from aqaa_jax.convert import flow, hift, importer, paraformer, s3, step1
 from aqaa_jax.convert.importer import Options, import_folder
 from aqaa_jax.inference.answer import Aqaa
@@ -397,11 +397,13 @@ def config_file(directory):
 def test_command_line(tmp_path, capsys):
     source, config = tiny(tmp_path / "in"), config_file(tmp_path)
     arguments = ["import", str(source), str(tmp_path / "out"), "--config", str(config)]
-    assert main([*arguments, "--dry-run", "--mesh", "1,2,2"]) == 0
+    assert main([*arguments, "--dry-run", "--mesh", "fsdp=2,tensor=2"]) == 0
     out = capsys.readouterr().out
-    assert "decoder: 30 tensors used" in out and "would write" in out and "on each device of a (1, 2, 2) mesh" in out
+    assert (
+        "decoder: 30 tensors used" in out and "would write" in out and "on each device of a mesh fsdp=2,tensor=2" in out
+    )
     assert not (tmp_path / "out").exists()
-    assert main([*arguments, "--mesh", "1,1,4"]) == 2
+    assert main([*arguments, "--mesh", "tensor=4"]) == 2
     assert "'kv_heads' of size 2 does not split evenly over 4" in capsys.readouterr().err
     assert main([*arguments, "--verify"]) == 0
     told = capsys.readouterr().err
@@ -410,7 +412,7 @@ def test_command_line(tmp_path, capsys):
     for bad, message in [
         (["--dtype", "int8"], "dtype is 'int8'; expected one of"),
         (["--shard-gb", "0"], "--shard-gb is 0.0"),
-        (["--mesh", "2,x"], "--mesh is '2,x'"),
+        (["--mesh", "2,x"], "mesh is '2,x'; expected sizes by name"),
         (["--config", "none.py"], "none.py"),
     ]:
         assert main([*arguments, *bad]) == 2
@@ -422,7 +424,7 @@ def test_command_line(tmp_path, capsys):
 def test_shards_are_placed_on_a_mesh_as_they_are_read(tmp_path, monkeypatch):
     run(tiny(tmp_path / "in"), tmp_path / "out", shard_bytes=700)
     part = abstract(SystemConfig(decoder=TINY), "decoder")
-    places = shardings(part, make_mesh((2, 2, 2)), strategy("fsdp_tensor"))
+    places = shardings(part, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), strategy("fsdp_tensor"))
     sizes, read = [], ShardReader.read
 
     def recording(self, name, rows=None):
@@ -460,10 +462,10 @@ def test_dry_run_at_full_size_reads_headers_only(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "config.json").write_text(json.dumps(step1_config(config, "bfloat16")))
     said = []
-    options = Options(dry_run=True, mesh=(1, 16, 8))
+    options = Options(dry_run=True, mesh=MeshConfig(fsdp=16, tensor=8))
     (account,) = import_folder(tmp_path, tmp_path / "out", SystemConfig(), options, given=True, report=said.append)
     assert len(account.used) == 795 and len(account.aside) == 63
     assert said[0].startswith("decoder: 795 tensors used (263.893 GB), 63 aside, 0 missing, 0 unexpected, 0 wrong")
     # 1/128 of the matrices, and all of the 177 norms
-    assert said[1] == "decoder: 2.066 GB on each device of a (1, 16, 8) mesh (fsdp_tensor)"
+    assert said[1] == "decoder: 2.066 GB on each device of a mesh fsdp=16,tensor=8 (fsdp_tensor)"
     assert said[2].startswith("decoder: would write 263.893 GB and 3.468 GB aside, with at most 6.51 GB of memory")

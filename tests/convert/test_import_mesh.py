@@ -27,13 +27,13 @@ import numpy as np
 from aqaa_jax.checkpoint import folder
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import named_weights
-from aqaa_jax.config import DecoderConfig, SystemConfig, from_dict
+from aqaa_jax.config import DecoderConfig, MeshConfig, SystemConfig, from_dict
 from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import shardings
 from aqaa_jax.sharding.rules import strategy
 part = abstract(SystemConfig(decoder=from_dict(DecoderConfig, json.loads(values))), "decoder")
-mesh = make_mesh((1, 4, 2))
+mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
 read, whole = {}, ShardReader.read
 def recording(self, name, rows=None):
     array = whole(self, name, rows)

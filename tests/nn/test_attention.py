@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aqaa_jax.nn.alibi import FORBIDDEN, alibi_slopes, causal_distance, segment_positions
+from aqaa_jax.kernels.places import FORBIDDEN
+from aqaa_jax.nn.alibi import alibi_slopes, causal_distance, segment_positions
 from aqaa_jax.nn.attention import grouped_attention
 from aqaa_jax.nn.kv_cache import empty_cache, new_slots, write_layer
 from aqaa_jax.nn.mlp import SwiGLU
@@ -44,7 +45,9 @@ def test_grouped_attention_is_the_written_formula():
     B, L, N, K, H = 2, 5, 6, 2, 4
     q, k, v = (rng.normal(size=(B, L, heads, H)).astype(np.float32) for heads in (N, K, K))
     place = np.arange(L)
-    out = grouped_attention(*(jnp.asarray(x) for x in (q, k, v)), causal_distance(place[None], place[None]))
+    out = grouped_attention(
+        *(jnp.asarray(x) for x in (q, k, v)), causal_distance(place[None], place[None]), alibi_slopes(N)
+    )
     for n in range(N):
         for i in range(L):
             shared = n // (N // K)
@@ -58,7 +61,7 @@ def test_grouped_attention_is_the_written_formula():
 def test_a_query_that_sees_nothing_gives_finite_values_and_gradients():
     x = jnp.ones((1, 2, 2, 4))
     nothing = jnp.full((1, 2, 2), FORBIDDEN)
-    value, grad = jax.value_and_grad(lambda x: jnp.sum(grouped_attention(x, x, x, nothing)))(x)
+    value, grad = jax.value_and_grad(lambda x: jnp.sum(grouped_attention(x, x, x, nothing, alibi_slopes(2))))(x)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
@@ -69,7 +72,7 @@ def test_cache_writes_where_it_should():
     np.testing.assert_array_equal(slots, [[2, 3, 4], [3, 4, 4]])
     new = jnp.arange(1.0, 7.0).reshape(2, 3, 1, 1)
     k, v = write_layer(cache.k, cache.v, jnp.asarray(1), slots, new, -new)
-    np.testing.assert_array_equal(k[..., 0, 0], [[[0] * 4] * 2, [[0, 0, 1, 2], [0, 0, 0, 4]]])
+    np.testing.assert_array_equal(k[:, :, 0, :, 0], [[[0] * 4] * 2, [[0, 0, 1, 2], [0, 0, 0, 4]]])
     np.testing.assert_array_equal(v, -k)
 
 

@@ -77,7 +77,7 @@ def test_cached_pieces(decoder, io, unrolled):
     np.testing.assert_allclose(after_prompt, io["logits_incremental"], atol=LOGITS, rtol=0)
     np.testing.assert_allclose(after_prompt, io["logits"][:, lengths[0] :], atol=LOGITS, rtol=0)
     for ours, name in ((cache.k, "cache_k_layer0"), (cache.v, "cache_v_layer0")):
-        np.testing.assert_allclose(ours[0, :, :T].reshape(B, T, -1), io[name], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(ours[0, :, :, :T].swapaxes(1, 2).reshape(B, T, -1), io[name], atol=1e-5, rtol=0)
 
 
 def test_greedy(decoder, io):

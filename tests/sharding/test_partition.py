@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn.linear import Linear
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding import axes, partition, rules
 from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import constrain, init_sharded, partitioning, shard, to_spec
+from aqaa_jax.sharding.partition import at_use, constrain, init_sharded, partitioning, shard, to_spec
 
-MESH = (2, 2, 2)
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 class Pair(nnx.Module):
@@ -39,11 +40,14 @@ class Tower(nnx.Module):
 class Crossed(nnx.Module):
     """A carry sharded over ``tensor`` meets weights whose same dimension is sharded over ``fsdp``."""
 
-    def __init__(self, *, rngs):
+    def __init__(self, read=at_use, *, rngs):
         self.blocks = stack(lambda r: Linear(8, 8, (axes.EMBED, axes.MLP), rngs=r), 3, rngs)
+        self.read = read
 
     def __call__(self, x_BD):
-        step = lambda x, block, _: (constrain(jnp.tanh(block(x)), axes.BATCH, axes.ACT_MLP), None)  # noqa: E731
+        def step(x_BD, block, _):
+            return constrain(jnp.tanh(x_BD @ self.read(block.kernel)), axes.BATCH, axes.ACT_MLP), None
+
         return scan(step, constrain(x_BD, axes.BATCH, axes.ACT_MLP), self.blocks)[0]
 
 
@@ -71,7 +75,11 @@ def test_sharded_equals_single_device(name):
 
 @pytest.mark.xfail(strict=True, reason="XLA's partitioner (jax 0.10.2, CPU) gives a wrong gradient for this layout")
 def test_known_partitioner_bug_on_a_crossed_layout():
-    """No module of the system is laid out like this; kept so that we learn when the compiler is mended."""
+    """What ``at_use`` is for; kept so that we learn when the compiler is mended."""
+    compare(Crossed(nnx.Variable.get_value, rngs=nnx.Rngs(0)), "fsdp_tensor")
+
+
+def test_a_crossed_layout_of_weights_gathered_at_use():
     compare(Crossed(rngs=nnx.Rngs(0)), "fsdp_tensor")
 
 
@@ -119,9 +127,9 @@ def test_a_weight_without_axes_is_refused():
 
 def test_mesh_errors_name_the_shape():
     with pytest.raises(ValueError, match="needs 64 devices"):
-        make_mesh((4, 4, 4))
-    with pytest.raises(ValueError, match="positive size"):
-        make_mesh((2, 2))
+        make_mesh(MeshConfig(data=4, fsdp=4, tensor=4))
+    with pytest.raises(ValueError, match="data=0: expected sizes of at least 1"):
+        make_mesh(MeshConfig(data=0))
 
 
 def test_a_jitted_function_is_traced_again_in_another_context():

@@ -1,4 +1,4 @@
-"""Properties of HiFT: padding, long audio, streaming of the source, shards, gradients."""
+"""Properties of HiFT: padding, long audio, streaming of the source, gradients."""
 
 import dataclasses
 
@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import partitioning, shard
-from aqaa_jax.sharding.rules import strategy
 from aqaa_jax.vocoder.hift import Hift, snake
 from aqaa_jax.vocoder.source import cycles
 
@@ -94,15 +91,6 @@ def test_phase_stays_exact_over_long_audio(wander):
     error = np.asarray(cycles(f0, 22050, 256), np.float64) - exact
     error -= np.round(error)
     assert np.abs(error).max() < 2e-6
-
-
-@pytest.mark.parametrize(("name", "shape"), [("data", (4, 1, 1)), ("fsdp_tensor", (2, 2, 2))])
-def test_sharded_is_single_device(batch, name, shape):
-    model, inputs, wav = batch
-    mesh, rules = make_mesh(shape), strategy(name)
-    with partitioning(mesh, rules):
-        got, _ = jax.jit(lambda m, *a: m(*a, lengths_B=LENGTHS))(shard(model, mesh, rules), *inputs)
-    np.testing.assert_allclose(got, wav, atol=3e-5)
 
 
 def test_gradient_is_finite_and_reaches_every_weight(batch):

@@ -1,0 +1,1 @@
+"""Attention with the sqrt-ALiBi bias computed where it is used: blocked XLA, Pallas for TPU, and over a cache."""

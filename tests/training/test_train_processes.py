@@ -1,0 +1,85 @@
+"""Two processes train on one mesh, agree when to stop, and go on: the run of one device."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train_sharded import run
+
+ROOT = Path(__file__).parents[2]
+PROCESS = """
+import json, signal, sys, time
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+address, rank, folder = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
+from pathlib import Path
+import aqaa_jax, numpy as np
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
+from aqaa_jax.sharding.partition import place_rows
+from aqaa_jax.sharding.rules import strategy
+from test_train_sharded import Next, run
+
+class Stopped(Next):
+    def batch(self, step):
+        if rank == "1" and step == 0:
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(1)  # the other process has to hear of it
+        return super().batch(step)
+
+mesh, table = make_mesh(parse_mesh("fsdp=4,tensor=2")), strategy("fsdp_tensor")
+whole = np.arange(16.0).reshape(8, 2)
+a, b = place_rows(whole, mesh, table), place_rows(whole[4 * int(rank):][:4], mesh, table, local=True)
+same = bool(jax.jit(lambda a, b: (a == b).all())(a, b))
+try:
+    run(Path(folder), "fsdp=4,tensor=2", "fsdp_tensor", Stopped())
+    code = 0
+except SystemExit as stopped:
+    code = stopped.code
+steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
+run(Path(folder), "fsdp=4,tensor=2", "fsdp_tensor")
+print(json.dumps({"code": code, "steps": steps, "devices": len(jax.devices()), "same": same}))
+"""
+
+
+@pytest.mark.long
+def test_two_processes_train_as_one_device(tmp_path):
+    told = two_processes(tmp_path / "two")
+    assert [t["code"] for t in told] == [143, 143] and all(t["devices"] == 8 and t["same"] for t in told)
+    assert 1 <= told[0]["steps"] < 4
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses, run(tmp_path / "one")[1], rtol=1e-5)
+
+
+def two_processes(folder):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(rank), folder],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=500) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, errors) in zip(running, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
