@@ -28,8 +28,10 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "tensorstore>=0.1.80",
         "grain>=0.2.18,<0.3",
+        "array-record>=0.8,<0.9",
         "librosa>=0.11,<0.12",
         "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # tensorflow-datasets imports it and does not ask for it
         "ml-collections>=1.1,<2",
         "sentencepiece>=0.2.1,<0.3",
         "protobuf>=5",  # SentencePiece's model file
@@ -50,7 +52,9 @@ setup(
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "torch": ["torch>=2.4", "onnx>=1.16", "transformers>=4.48"],
         "voice": ["onnxruntime>=1.17"],
-        "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=17"],
+        "parquet": ["pyarrow>=15"],
+        "beam": ["apache-beam>=2.70,<3"],
+        "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=15"],
         "notebook": ["nbclient>=0.10", "ipykernel>=6"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22", LIBTPU],
     },

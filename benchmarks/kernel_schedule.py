@@ -1,6 +1,6 @@
 """How well the attention kernels fill the matrix unit, by the schedule of the real TPU compiler; no TPU needed.
 
-    JAX_PLATFORMS=cpu python benchmarks/kernel_schedule.py --chip v5p --heads 24 --kv_heads 2 [--json FILE]
+    JAX_PLATFORMS=cpu python benchmarks/kernel_schedule.py --chip v5p --heads 24 --kv_heads 2 [--no_roots] [--json FILE]
 
 Compiles forward and backward with libtpu (of the version that jax asks for), reads the final instruction bundles of
 each kernel from the compiler's dump and counts those that handle one tile of all heads of a group. A bundle takes a
@@ -35,8 +35,16 @@ def compile_kernels(args: argparse.Namespace) -> None:
     from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from aqaa_jax.kernels import flash
+    from aqaa_jax.kernels import flash, flash_backward
+    from aqaa_jax.kernels.places import FORBIDDEN
     from aqaa_jax.kernels.tiles import TILES
+
+    def mask(q_places, k_places, q_segments, k_segments):
+        visible = (q_places >= k_places) & (q_segments == k_segments) & (k_segments != 0)
+        return jnp.where(visible, 0.0, FORBIDDEN)
+
+    if args.no_roots:
+        flash.sqrt_distance = flash_backward.sqrt_distance = mask
 
     devices = topologies.get_topology_desc(TOPOLOGY[args.chip], platform="tpu").devices[:1]
     mesh = Mesh(np.array(devices), ("one",))
@@ -88,6 +96,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--forward_only", action="store_true")
+    parser.add_argument("--no_roots", action="store_true", help="without the square roots, to see what they cost")
     parser.add_argument("--json", help="where to write the table")
     parser.add_argument("--tile_file", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -39,8 +39,10 @@ def run(argv: list[str]) -> int:
     if chosen is None:
         raise ValueError("--config=FILE is required, for instance --config=configs/pocket.py")
     from aqaa_jax.recipe.run import run_recipe
+    from aqaa_jax.training import distributed
     from aqaa_jax.training.config import RecipeConfig
 
     recipe = from_dict(RecipeConfig, chosen)
-    run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
+    with distributed.joined():
+        run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
     return 0

@@ -33,8 +33,8 @@ def empty_cache(
 ) -> KVCache:
     """A cache with room for ``capacity`` tokens in every row."""
     shape = (layers, batch, kv_heads, capacity, head_dim)
-    zeros = jnp.zeros(shape, dtype)
-    return KVCache(_pinned(zeros), _pinned(zeros), jnp.zeros((batch,), jnp.int32))
+    k, v = (_pinned(jnp.zeros(shape, dtype)) for _ in "kv")  # two arrays: a buffer cannot be donated twice
+    return KVCache(k, v, jnp.zeros((batch,), jnp.int32))
 
 
 def new_slots(length_B: Int[Array, "B"], real_BL: Array | None, L: int, capacity: int) -> Int[Array, "B L"]:

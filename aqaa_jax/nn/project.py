@@ -23,8 +23,9 @@ def project(
 ) -> Float[Array, "*B out"]:
     """Contract the last ``in_axes`` axes of ``x`` with the first ones of ``weight``, cast to the dtype of ``x``.
 
-    The product runs on two-dimensional views: with the batch axes apart, the CPU compiler writes a
-    transposed copy of every activation for the weight gradient, which doubled the time of a training step.
+    The batch axes of ``x`` are merged: with them apart, the CPU compiler writes a transposed copy of every activation
+    for the weight gradient, which doubled the time of a training step. The axes of the weight are not: merging heads
+    with their width is a copy of the weight on a TPU.
     A weight that is in pieces (``sharding/manual.py``) is gathered, in the forward pass and again in the backward pass.
     """
     batch = x.shape[: x.ndim - in_axes]
@@ -33,15 +34,15 @@ def project(
         return y_TF.reshape(*batch, *weight.scale[...].shape)
     over = split_over(weight) if isinstance(weight, nnx.Variable) else ()
     value = (weight.get_value() if isinstance(weight, nnx.Variable) else weight).astype(x.dtype)
-    x_TD = x.reshape(math.prod(batch), -1)
     if any(over):
+        x_TD = x.reshape(math.prod(batch), -1)
         y_TF = _of_pieces(x_TD, *_rows_first(value, over, in_axes), out_dtype)
         outer = value.shape[in_axes:] if any(over[:in_axes]) else (*value.shape[in_axes:-1], -1)
         return y_TF.reshape(*batch, *outer)
-    inner, outer = value.shape[:in_axes], value.shape[in_axes:]
-    weight_DF = value.reshape(math.prod(inner), math.prod(outer))
-    y_TF = jax.lax.dot(x_TD, weight_DF, preferred_element_type=out_dtype)
-    return y_TF.reshape(*batch, *outer)
+    x_T = x.reshape(math.prod(batch), *value.shape[:in_axes])
+    axes = (tuple(range(1, in_axes + 1)), tuple(range(in_axes)))
+    y_T = jax.lax.dot_general(x_T, value, (axes, ((), ())), preferred_element_type=out_dtype)
+    return y_T.reshape(*batch, *value.shape[in_axes:])
 
 
 def _rows_first(piece: jax.Array, over: Gather, in_axes: int) -> tuple[jax.Array, tuple[str, ...], int]:

@@ -94,8 +94,8 @@ def stage_of(job: Job) -> LanguageStage:
     """The stage of ``job``, as the trainer makes it but without examples. Raises ``ValueError`` for an unknown one."""
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
-    nothing = cast(Any, None)  # the loss reads neither examples nor their plan
-    return LanguageStage(job.stage, job.decoder, job.vocab, nothing, nothing, seed=0, head_chunk=job.config.head_chunk)
+    nothing = cast(Any, None)  # the loss reads no batches of the stage's own
+    return LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=job.config.head_chunk)
 
 
 def parts_of(job: Job, mesh: Mesh, table: rules.Rules) -> tuple[Any, Any, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.config import to_dict
 from aqaa_jax.recipe import folders, pairs, select
-from aqaa_jax.training import corpus, language, start, tokenizers, vocoders
+from aqaa_jax.training import corpus, distributed, language, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
 
 Say = Callable[[str], None]
@@ -35,6 +35,8 @@ STEPS: dict[str, Callable[[RecipeConfig, Path, Say], None]] = {
     "merge": folders.merge_decoders,
     "package": folders.package,
 }
+# Work of the host: with several processes the first does it, the others wait.
+ALONE = ("corpus", "tokenize", "select", "pairs", "merge", "package")
 USED_BY = {"preference": "dpo"}  # values whose stage has another name
 
 
@@ -50,22 +52,33 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
             raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(STAGES)}")
         if name not in recipe.stages:
             raise ValueError(f"stage {name!r} is not one of this recipe, which has {', '.join(recipe.stages)}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _same_recipe(recipe, run_dir)
-    if recipe.start:
-        start.begin(recipe, run_dir)
+    if distributed.first():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _same_recipe(recipe, run_dir)
+        if recipe.start:
+            start.begin(recipe, run_dir)
+    distributed.barrier("recipe")
     for name in STAGES:
         if name not in recipe.stages or (only is not None and name not in only):
             continue
-        done = run_dir / name / "done.json"
-        if done.exists():
+        if (done := run_dir / name / "done.json").exists():
             _say(f"[{name}] already done ({done})")
-            continue
+        else:
+            _stage(recipe, run_dir, name, done)
+
+
+def _stage(recipe: RecipeConfig, run_dir: Path, name: str, done: Path) -> None:
+    """Run one stage in all processes together, or in the first alone; the first writes what it took."""
+    first = distributed.first()
+    if first:
         (run_dir / name).mkdir(parents=True, exist_ok=True)
         with _timed(run_dir / name / "spent.json") as spent:
             STEPS[name](recipe, run_dir, _say)
         write_json(done, spent)
         _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
+    elif name not in ALONE:
+        STEPS[name](recipe, run_dir, _say)
+    distributed.barrier(f"stage {name}")
 
 
 @contextlib.contextmanager
@@ -100,4 +113,5 @@ def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if distributed.first():
+        print(text, file=sys.stderr, flush=True)

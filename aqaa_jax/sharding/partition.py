@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from aqaa_jax.sharding.axes import BATCH, EXPERTS, LENGTH
+from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, LENGTH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
@@ -219,7 +219,7 @@ def at_use(weight: nnx.Variable) -> jax.Array:
     if context is None or context.manual:
         return value
     rules = dict(context.rules)
-    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[EXPERTS]}
+    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[ACT_EXPERTS]}
     axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
     entries = _entries(axes, context.mesh, rules, name="weight")
     kept = (tuple(a for a in entry or () if a not in apart) or None for entry in entries)

@@ -54,6 +54,8 @@ class StageConfig:
     batch: int = 32  # rows (speech stages) per step
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
+    dataset: str = ""  # language-model stages: a packed dataset (``aqaa pack``) in place of the recipe's corpus
+    workers: int = 0  # processes that read the packed dataset; 0: threads of this one
     head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 
 

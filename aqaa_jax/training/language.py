@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,22 @@ import numpy as np
 
 from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
-from aqaa_jax.config import to_dict
+from aqaa_jax.config import ShardingConfig, to_dict
 from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.language import LanguageBatch, bucket_batches
 from aqaa_jax.data.pairs import load_pairs
+from aqaa_jax.data.reader import Reader
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
+from aqaa_jax.sharding.axes import BATCH
+from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.partition import mesh_axes, partitioning
+from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
+from aqaa_jax.training.distributed import first, whole
 from aqaa_jax.training.executable import description
 from aqaa_jax.training.loop import Stage, train
 from aqaa_jax.training.reference import reference_log_probs
@@ -90,9 +98,24 @@ def decoder_of(recipe: RecipeConfig, run_dir: Path, stage: str) -> Decoder:
     return load_model(path, abstract(recipe.system, "decoder"))
 
 
-def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
-    stage_config: StageConfig = getattr(recipe, name)
-    mix: MixConfig = getattr(recipe, f"{name}_mix")
+def _batches(
+    recipe: RecipeConfig, run_dir: Path, stage_config: StageConfig, mix: MixConfig, kept: Path | None = None
+) -> Callable[[int], LanguageBatch]:
+    """Of the packed dataset that the stage names, else of the recipe's own corpus."""
+    seed = stage_config.loop.seed
+    if stage_config.dataset:
+        reader = Reader(
+            stage_config.dataset,
+            batch=stage_config.batch,
+            seed=seed,
+            code_noise=mix.code_noise,
+            workers=stage_config.workers,
+        )
+        if reader.packed.vocab != recipe.system.vocab:
+            raise ValueError(f"{stage_config.dataset}: packed for {reader.packed.vocab}, not for {recipe.system.vocab}")
+        if reader.packed.pairs:
+            raise ValueError(f"{stage_config.dataset}: holds preference pairs; this stage takes examples of one answer")
+        return reader
     tasks = spoken_tasks(recipe, run_dir, mix, kept)
     wanted = shares(to_dict(mix))
     plan = BucketPlan(
@@ -100,15 +123,19 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Deco
         wanted,
         tokens=stage_config.tokens,
         steps=stage_config.loop.steps,
-        seed=stage_config.loop.seed,
+        seed=seed,
+        shards=batch_shards(stage_config.loop.sharding),
     )
+    return bucket_batches(plan, tasks.example, seed)
+
+
+def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
+    stage_config: StageConfig = getattr(recipe, name)
     stage = LanguageStage(
         name=name,
         decoder=recipe.system.decoder,
         vocab=recipe.system.vocab,
-        plan=plan,
-        examples=tasks.example,
-        seed=stage_config.loop.seed,
+        batches=_batches(recipe, run_dir, stage_config, getattr(recipe, f"{name}_mix"), kept),
         audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
         head_chunk=stage_config.head_chunk,
     )
@@ -120,8 +147,16 @@ def _train_decoder(
 ) -> None:
     describe = partial(description, stage.name, recipe.system.decoder, recipe.system.vocab, config)
     folder = run_dir / stage.name
-    model = train(stage, folder, config.loop, config.optimizer, start=start, log=say, describe=describe)
-    save_model(folder / DECODER, model, metadata={"part": "decoder"})
+    model = whole(train(stage, folder, config.loop, config.optimizer, start=start, log=say, describe=describe))
+    if first():
+        save_model(folder / DECODER, model, metadata={"part": "decoder"})
+
+
+def batch_shards(config: ShardingConfig) -> int:
+    """How many devices the rows of a batch are split over."""
+    mesh = make_mesh(config.mesh)
+    with partitioning(mesh, rules_of(config)):
+        return math.prod(mesh.shape[axis] for axis in mesh_axes(BATCH))
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
@@ -155,8 +190,15 @@ def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         tokens=config.tokens,
         say=say,
     )
-    lengths = {TASK: np.array([pair.length for pair in pairs])}
-    plan = BucketPlan(lengths, {TASK: 1.0}, tokens=config.tokens, steps=config.loop.steps, seed=config.loop.seed)
+    lengths, seed = {TASK: np.array([pair.length for pair in pairs])}, config.loop.seed
+    plan = BucketPlan(
+        lengths,
+        {TASK: 1.0},
+        tokens=config.tokens,
+        steps=config.loop.steps,
+        seed=seed,
+        shards=batch_shards(config.loop.sharding),
+    )
     stage = PreferenceStage(
         name="dpo",
         decoder=recipe.system.decoder,

@@ -72,6 +72,49 @@ def test_dpo_prefers_the_chosen_and_sees_only_its_mask():
         dpo(zero, zero, zero, zero, mask, mask, beta=0.0)
 
 
+def whole(hidden, head, targets):
+    return token_log_probs(hidden @ head, targets)
+
+
+@pytest.mark.parametrize("chunk", [0, 4, 5, 19, 30])
+def test_log_probs_by_chunks_are_those_of_all_logits_gradients_too(chunk):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, head = jax.random.normal(keys[0], (3, 19, 16)), jax.random.normal(keys[1], (16, 40))
+    targets, weigh = jax.random.randint(keys[2], (3, 19), 0, 60), jax.random.normal(keys[3], (3, 19))
+
+    def chunked(hidden, head):
+        return target_log_probs(hidden, head, targets, chunk=chunk)[0]
+
+    np.testing.assert_allclose(chunked(hidden, head), whole(hidden, head, targets), rtol=1e-6, atol=1e-6)
+    right = target_log_probs(hidden, head, targets, chunk=chunk)[1]
+    np.testing.assert_array_equal(right, jnp.argmax(hidden @ head, axis=-1) == jnp.clip(targets, 0, 39))
+    ours, theirs = (
+        jax.grad(lambda *x, fn=fn: jnp.sum(weigh * fn(*x)), argnums=(0, 1))(hidden, head)
+        for fn in (chunked, lambda hidden, head: whole(hidden, head, targets))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_keep_the_logits_out_of_memory():
+    B, L, D, V = 2, 512, 8, 4096
+
+    def temporaries(chunk):
+        loss = lambda hidden, head, targets: jnp.sum(target_log_probs(hidden, head, targets, chunk=chunk)[0])  # noqa: E731
+        shapes = [((B, L, D), jnp.float32), ((D, V), jnp.float32), ((B, L), jnp.int32)]
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * B * L * V
+    assert temporaries(0) > logits
+    assert temporaries(16) < logits / 4
+
+
+def test_a_negative_chunk_is_refused():
+    with pytest.raises(ValueError, match="chunk is -1"):
+        target_log_probs(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), jnp.zeros((1, 2), jnp.int32), chunk=-1)
+
+
 def test_ipo_and_length_normalised_dpo_match_their_formulas():
     rng = np.random.default_rng(0)
     policy, other, reference, theirs = (rng.normal(size=(3, 7)).astype(np.float32) for _ in range(4))
@@ -121,46 +164,3 @@ def test_senseless_preference_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             preference(zero, zero, **wrong)
-
-
-def whole(hidden, head, targets):
-    return token_log_probs(hidden @ head, targets)
-
-
-@pytest.mark.parametrize("chunk", [0, 4, 5, 19, 30])
-def test_log_probs_by_chunks_are_those_of_all_logits_gradients_too(chunk):
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden, head = jax.random.normal(keys[0], (3, 19, 16)), jax.random.normal(keys[1], (16, 40))
-    targets, weigh = jax.random.randint(keys[2], (3, 19), 0, 60), jax.random.normal(keys[3], (3, 19))
-
-    def chunked(hidden, head):
-        return target_log_probs(hidden, head, targets, chunk=chunk)[0]
-
-    np.testing.assert_allclose(chunked(hidden, head), whole(hidden, head, targets), rtol=1e-6, atol=1e-6)
-    right = target_log_probs(hidden, head, targets, chunk=chunk)[1]
-    np.testing.assert_array_equal(right, jnp.argmax(hidden @ head, axis=-1) == jnp.clip(targets, 0, 39))
-    ours, theirs = (
-        jax.grad(lambda *x, fn=fn: jnp.sum(weigh * fn(*x)), argnums=(0, 1))(hidden, head)
-        for fn in (chunked, lambda hidden, head: whole(hidden, head, targets))
-    )
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-def test_chunks_keep_the_logits_out_of_memory():
-    B, L, D, V = 2, 512, 8, 4096
-
-    def temporaries(chunk):
-        loss = lambda hidden, head, targets: jnp.sum(target_log_probs(hidden, head, targets, chunk=chunk)[0])  # noqa: E731
-        shapes = [((B, L, D), jnp.float32), ((D, V), jnp.float32), ((B, L), jnp.int32)]
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    logits = 4 * B * L * V
-    assert temporaries(0) > logits
-    assert temporaries(16) < logits / 4
-
-
-def test_a_negative_chunk_is_refused():
-    with pytest.raises(ValueError, match="chunk is -1"):
-        target_log_probs(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), jnp.zeros((1, 2), jnp.int32), chunk=-1)

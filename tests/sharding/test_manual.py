@@ -23,7 +23,7 @@ from aqaa_jax.training.step import make_train_step
 DECODER = DecoderConfig(
     vocab=48, embed=16, mlp=24, heads=4, kv_heads=2, head_dim=4, layers=2, dtype="float32", param_dtype="float32"
 )
-STAGE = LanguageStage("sft", DECODER, VocabConfig(48, 24, 8, 16), [], None, 0, head_chunk=4)
+STAGE = LanguageStage("sft", DECODER, VocabConfig(48, 24, 8, 16), lambda step: None, head_chunk=4)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-2, warmup_steps=0), 10)
 KEY = jax.random.key(0)
 

@@ -12,8 +12,7 @@ import numpy as np
 from flax import nnx
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
-from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.language import LanguageBatch, language_batch
+from aqaa_jax.data.language import LanguageBatch
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import target_log_probs
 from aqaa_jax.losses.experts import expert_terms
@@ -23,9 +22,6 @@ from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
-# task, example number, random generator -> (ids, loss_mask)
-Examples = Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
-
 
 @dataclass(frozen=True)
 class LanguageStage:
@@ -34,9 +30,7 @@ class LanguageStage:
     name: str
     decoder: DecoderConfig
     vocab: VocabConfig
-    plan: BucketPlan
-    examples: Examples
-    seed: int
+    batches: Callable[[int], LanguageBatch]  # of a step: a pure function (data/language.py, data/reader.py)
     head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
@@ -51,9 +45,7 @@ class LanguageStage:
         return model if self.audio_rows is None else _with_audio_rows(model, self.vocab, self.audio_rows)
 
     def batch(self, step: int) -> LanguageBatch:
-        task, rows, length = self.plan[step]
-        rng = np.random.default_rng([self.seed, 2, step])
-        return language_batch([self.examples(task, int(row), rng) for row in rows], length)
+        return self.batches(step)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         log_probs_BK, right_BK, experts = target_scores(model, batch, self.head_chunk)
