@@ -7,61 +7,11 @@ Defaults are the published sizes (Step-Audio-Chat / -Tokenizer / CosyVoice-300M-
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-T = TypeVar("T")
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
-    """Build dataclass ``cls`` from a nested mapping (dict or ConfigDict).
-
-    Raises ``ValueError`` naming an unknown key and the expected ones. Lists become tuples.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in names:
-            raise ValueError(f"unknown config key {where + key!r}; {cls.__name__} has {', '.join(names)}")
-        out[key] = _convert(hints[key], value, f"{where}{key}.")
-    return cls(**out)
-
-
-def to_dict(value: Any) -> Any:
-    """The plain nested dict of a config dataclass: the inverse of ``from_dict``, JSON-ready."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [to_dict(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: to_dict(v) for k, v in value.items()}
-    return value
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return value if isinstance(value, hint) else from_dict(hint, value, where=where)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str):
-            raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected a list")
-        inner = typing.get_args(hint)[0]
-        return tuple(_convert(inner, v, where) for v in value)
-    if typing.get_origin(hint) is Mapping:
-        inner = typing.get_args(hint)[1]
-        return {k: _convert(inner, v, f"{where}{k}.") for k, v in value.items()}
-    expected = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint)
-    if expected and (not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool)):
-        raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected {hint.__name__}")
-    return float(value) if hint is float else value
+from aqaa_jax.values import from_dict as from_dict
+from aqaa_jax.values import to_dict as to_dict
 
 
 @dataclass(frozen=True)
@@ -161,12 +111,27 @@ class WeaveConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """Mixture-of-experts MLPs in place of the dense one (``nn/moe.py``); the widths are feed-forward widths."""
+
+    experts: int = 64
+    top_k: int = 4  # experts that a token goes to
+    mlp: int = 2048  # of one expert
+    shared_mlp: int = 0  # of the expert that every token goes to besides; 0: none
+    score: str = "softmax"  # of the router's logits, or "sigmoid"
+    normalise: bool = True  # the weights of a token's experts add up to 1
+    balance_weight: float = 0.01  # of the load-balance loss
+    router_z_weight: float = 0.001  # of the router z-loss
+    bias_rate: float = 0.0  # step of the bias that balances without a loss; 0: no bias
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """Step1: RMSNorm, SwiGLU, grouped-query attention, sqrt-ALiBi, untied head."""
+    """Step1: RMSNorm, SwiGLU (or experts), grouped-query attention, sqrt-ALiBi, untied head."""
 
     vocab: int = 74752
     embed: int = 12288
-    mlp: int = 31232
+    mlp: int = 31232  # of the dense layer; without meaning where there are experts
     heads: int = 96
     kv_heads: int = 8
     head_dim: int = 128
@@ -177,7 +142,9 @@ class DecoderConfig:
     attention: str = "auto"  # | reference | blocked | flash (nn/attention.py)
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
-    remat: bool = False
+    remat: str = "none"  # what the backward pass finds saved: a policy of nn/remat.py
+    unroll: int = 1  # layers in one turn of the scan
+    experts: ExpertsConfig | None = None
     scan: bool = True  # False: layers one by one; a few large programs, a fifth faster to train on a CPU
 
 

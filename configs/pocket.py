@@ -48,6 +48,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     config = ConfigDict(
         {
             "name": arg,
+            "config": f"configs/pocket.py:{arg}",
             "start": "",
             "system": {
                 "name": "pocket" if arg == "more" else arg,
@@ -97,8 +98,8 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "hift": _stage(2600, 8, 32, 1.5e-3, ema_decay=0.99),
             "pretrain": _language(10000, 1024, 2e-3, 0.6),
             "pretrain_mix": {"asr": 2.0, "tts": 0.2, "tqtaa": 1.0, "aqta": 4.0, "aqtaa": 2.0},
-            "sft": _language(3000, 2048, 1.5e-3, 0.02),
-            "sft_mix": {"asr": 1.0, "tts": 0.2, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0},
+            "sft1": _language(3000, 2048, 1.5e-3, 0.02),
+            "sft1_mix": {"asr": 1.0, "tts": 0.2, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0},
         }
     )
     if arg == "more":
@@ -111,12 +112,12 @@ def get_config(arg: str = "pocket") -> ConfigDict:
 def _go_on(config: ConfigDict) -> None:
     """From the shipped model: its vocoder trained longer, its decoder too, with weight on what it knows least."""
     config.start = "aqaa_jax/assets/pocket"
-    config.stages = ("corpus", "tokenize", "hift", "sft", "package")
+    config.stages = ("corpus", "tokenize", "hift", "sft1", "package")
     config.hift = ConfigDict(_stage(5000, 8, 32, 1e-3, ema_decay=0.99))
-    config.sft = ConfigDict(_language(5100, 2048, 1.5e-3, 0.02))
-    config.sft.optimizer.kind = "muon"
+    config.sft1 = ConfigDict(_language(5100, 2048, 1.5e-3, 0.02))
+    config.sft1.optimizer.kind = "muon"
     mix = {"asr": 1.5, "tts": 0.2, "tqta": 2.0, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0, "transcript_first": 1.0}
-    config.sft_mix = ConfigDict({**mix, "emphasis": ("addition", "addition", "subtraction", "subtraction", "numbers")})
+    config.sft1_mix = ConfigDict({**mix, "emphasis": ("addition", "addition", "subtraction", "subtraction", "numbers")})
 
 
 def _shrink(config: ConfigDict) -> None:
@@ -130,7 +131,7 @@ def _shrink(config: ConfigDict) -> None:
     config.system.vocoder.flow.encoder.update({"embed": 32, "heads": 2, "mlp": 64, "layers": 1})
     config.system.vocoder.flow.estimator.update({"channels": (32, 32), "head_dim": 16, "mid_blocks": 1})
     config.system.vocoder.hift.update({"channels": 16, "f0_channels": 16})
-    for stage in ("linguistic", "semantic", "flow", "hift", "pretrain", "sft"):
+    for stage in ("linguistic", "semantic", "flow", "hift", "pretrain", "sft1"):
         config[stage].loop.steps = 12
         config[stage].loop.log_every = 6
         config[stage].optimizer.warmup_steps = 3

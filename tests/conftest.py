@@ -1,5 +1,6 @@
 """Test settings: CPU with 8 virtual devices, strict dtypes, and the folder of reference data."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -57,3 +58,10 @@ def speaker_network():
         return path, weight, bias
 
     return write
+
+
+@pytest.fixture(scope="session")
+def libtpu():
+    """Skips without libtpu (extra ``plan``), which has no wheel for this system or was left out."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'aqaa_jax[plan]' (Linux only)")

@@ -37,6 +37,9 @@ FREE = (
     "decoder.max_length",
     "decoder.remat",
     "decoder.scan",
+    "decoder.unroll",
+    "decoder.experts.balance_weight",
+    "decoder.experts.router_z_weight",
     "vocoder.flow.temperature",
     "vocoder.flow.training_noise",
     "vocoder.flow.steps",
@@ -105,9 +108,9 @@ def check_configs(paths: Sequence[Path], configs: Sequence[SystemConfig]) -> Non
     first = _flat(to_dict(configs[0]))
     for path, config in zip(paths[1:], configs[1:], strict=True):
         for key, value in _flat(to_dict(config)).items():
-            if first[key] != value and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            if first.get(key) != value and not any(key == free or key.startswith(f"{free}.") for free in FREE):
                 raise ValueError(
-                    f"{path / folder.CONFIG}: {key} is {value!r}, expected {first[key]!r} as in {paths[0]}"
+                    f"{path / folder.CONFIG}: {key} is {value!r}, expected {first.get(key)!r} as in {paths[0]}"
                 )
 
 

@@ -9,10 +9,16 @@ import sys
 
 COMMANDS = {
     "ask": "answer a spoken question with speech",
+    "tokenize": "recordings into stored codes",
+    "pack": "stored codes into packed training data",
     "train": "train the stages of a config",
+    "plan": "what a training step needs and takes on TPUs that are not here",
+    "preflight": "check every host before a run",
     "export": "write trained weights as PyTorch files",
     "import": "published weights into a model folder",
     "merge": "weighted mean of checkpoints",
+    "upcycle": "a dense model as a mixture of experts",
+    "eval": "answers, transcripts, judgements and a report",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

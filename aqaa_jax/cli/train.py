@@ -7,7 +7,7 @@ from ml_collections import config_flags
 
 from aqaa_jax.config import from_dict
 
-HELP = """usage: aqaa train --config=configs/pocket.py [--config.sft.loop.steps=500 ...]
+HELP = """usage: aqaa train --config=configs/pocket.py [--config.sft1.loop.steps=500 ...]
                   [--run_dir=runs/pocket] [--stages=flow,hift]
 
 Trains the stages of a config in order. A finished stage is skipped, an interrupted one goes on where it was saved.
@@ -38,9 +38,11 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"unexpected argument {rest[1]!r}")
     if chosen is None:
         raise ValueError("--config=FILE is required, for instance --config=configs/pocket.py")
+    from aqaa_jax.recipe.run import run_recipe
+    from aqaa_jax.training import distributed
     from aqaa_jax.training.config import RecipeConfig
-    from aqaa_jax.training.recipe import run_recipe
 
     recipe = from_dict(RecipeConfig, chosen)
-    run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
+    with distributed.joined():
+        run_recipe(recipe, run_dir.value or f"runs/{recipe.name}", only=stages.value or None)
     return 0

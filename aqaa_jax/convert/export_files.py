@@ -97,6 +97,8 @@ def notes(config: SystemConfig, parts: tuple[str, ...]) -> Iterator[str]:
             "the decoder has ALiBi slopes of its own (alibi_slopes in config.json): modeling_step1.py reads them, "
             "vLLM's built-in Step1 does not"
         )
+    if "decoder" in parts and config.decoder.experts is not None:
+        yield "the decoder has experts (docs/experts.md): modeling_step1.py runs them, vLLM's built-in Step1 does not"
     if "decoder" in parts and config.sampling.repetition_window:
         yield "the repetition rule of the sampling settings has no field in generation_config.json"
     if "flow" in parts and (own := flow.not_published(config.vocoder.flow)):

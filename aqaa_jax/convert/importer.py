@@ -134,7 +134,7 @@ def _check(
     for one in sets:
         one.check()
         if options.mesh:
-            report(_per_device(one, options))
+            report(_per_device(one, options.mesh, options.strategy))
     plans = [_plan(one, options.dtype) for one in sets]
     return system, [Job(*job) for job in zip(sets, accounts, plans, strict=True)]
 
@@ -182,16 +182,14 @@ def _forecast(job: Job) -> str:
     )
 
 
-def _per_device(one: FileSet, options: Options) -> str:
+def _per_device(one: FileSet, mesh: MeshConfig, rules: str) -> str:
     """Raises ``ValueError`` naming a weight that does not split evenly over the mesh."""
-    places = named_weights(shardings(one.model, abstract_mesh(options.mesh), strategy(options.strategy)))
+    places = named_weights(shardings(one.model, abstract_mesh(mesh), strategy(rules)))
     slices = {
         name: jax.ShapeDtypeStruct(places[name].shard_shape(w.shape), w.dtype)
         for name, w in named_weights(one.model).items()
     }
-    return (
-        f"{one.part}: {_bytes(slices) / 1e9:.3f} GB on each device of a {describe(options.mesh)} ({options.strategy})"
-    )
+    return f"{one.part}: {_bytes(slices) / 1e9:.3f} GB on each device of a {describe(mesh)} ({rules})"
 
 
 def _written(target: Path, jobs: list[Job]) -> int:

@@ -14,8 +14,14 @@ _AXES = {"linear": (1, 0), "conv": (2, 1, 0), "conv_transpose": (2, 0, 1)}
 _BLOCK = 1 << 26  # bytes of a contiguous copy made at a time
 
 
+Names = str | tuple["Names", ...]
+Index = tuple[int, ...]  # the place in a stack: nothing, a layer, or a layer and an expert
+
+
 class Entry(NamedTuple):
     """One of our weights and its published tensors: one name, or one per layer of a stack (then stacked).
+
+    A layer of experts is a stack too: then ``published`` is a tuple of tuples, and ours has two leading axes.
 
     ``kind``: ``plain``, ``linear``, ``conv``, ``conv_transpose``; ``to_heads`` (N H, D) -> (D, N, H) and ``from_heads``
     (D, N H) -> (N, H, D) with ``head_dim`` H; ``depthwise`` (D, 1, K) -> (K, D). With ``pieces`` above 1 ours is one of
@@ -23,16 +29,25 @@ class Entry(NamedTuple):
     """
 
     ours: str
-    published: str | tuple[str, ...]
+    published: Names
     kind: str = "plain"
     head_dim: int = 0
     piece: int = 0
     pieces: int = 1
 
     @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the leading axes of ours that are none of a published tensor."""
+        sizes, inner = [], self.published
+        while not isinstance(inner, str):
+            sizes.append(len(inner))
+            inner = inner[0]
+        return tuple(sizes)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The published names, one per layer if ours is a stack."""
-        return (self.published,) if isinstance(self.published, str) else self.published
+        """The published names in the order of the elements of the stack, if ours is one."""
+        return tuple(_flat(self.published))
 
 
 def read(entries: Iterable[Entry], state: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:
@@ -47,7 +62,7 @@ def read(entries: Iterable[Entry], state: Mapping[str, np.ndarray], *, source: s
                 raise ValueError(f"{source}: published tensor {name!r} is missing")
         used.update(entry.names)
         arrays = [to_ours(np.asarray(state[name]), entry) for name in entry.names]
-        out[entry.ours] = arrays[0] if isinstance(entry.published, str) else np.stack(arrays)
+        out[entry.ours] = np.stack(arrays).reshape(*entry.stack, *arrays[0].shape)
     unexpected = sorted(set(state) - used)
     if unexpected:
         raise ValueError(f"{source}: unexpected published tensor {unexpected[0]!r} ({len(unexpected)} in all)")
@@ -64,10 +79,10 @@ def write(entries: Iterable[Entry], weights: Mapping[str, np.ndarray], *, source
         if ours not in weights:
             raise ValueError(f"{source}: weight {ours!r} is missing")
         used.add(ours)
-        value = np.asarray(weights[ours])
-        layers = [value] if isinstance(entry.published, str) else list(value)
-        if len(layers) != len(entry.names):
-            raise ValueError(f"{source}: weight {ours!r} has {len(layers)} layers, expected {len(entry.names)}")
+        value, stack = np.asarray(weights[ours]), entry.stack
+        if value.shape[: len(stack)] != stack:
+            raise ValueError(f"{source}: weight {ours!r} is a stack of {value.shape[: len(stack)]}, expected {stack}")
+        layers = value.reshape(len(entry.names), *value.shape[len(stack) :])
         for name, layer in zip(entry.names, layers, strict=True):
             if entry.pieces == 1:
                 out[name] = to_published(layer, entry)
@@ -88,20 +103,19 @@ def per_layer(entries: Iterable[Entry]) -> Iterator[Entry]:
         if not isinstance(entry.published, str):
             stacked.append(entry)
             continue
-        for i in range(max((len(e.names) for e in stacked), default=0)):
-            yield from (e._replace(ours=layer_name(e.ours, i), published=e.names[i]) for e in stacked)
+        for i in range(max((e.stack[0] for e in stacked), default=0)):
+            yield from (e._replace(ours=layer_name(e.ours, i), published=e.published[i]) for e in stacked)
         stacked = []
         if entry.ours:
             yield entry
 
 
-def by_published(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, int | None]]]:
-    """Published name -> what it is made of: entries (several where ours are pieces of it) with the layer of a stack."""
-    out: dict[str, list[tuple[Entry, int | None]]] = {}
+def by_published(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, Index]]]:
+    """Published name -> what it is made of: entries (several where ours are pieces of it) with the place in a stack."""
+    out: dict[str, list[tuple[Entry, Index]]] = {}
     for entry in entries:
-        stacked = not isinstance(entry.published, str)
-        for i, name in enumerate(entry.names):
-            out.setdefault(name, []).append((entry, i if stacked else None))
+        for index, name in zip(np.ndindex(entry.stack), entry.names, strict=True):
+            out.setdefault(name, []).append((entry, index))
     return out
 
 
@@ -151,3 +165,11 @@ def to_published(array: np.ndarray, entry: Entry) -> np.ndarray:
     if kind == "depthwise":
         return array.T[:, None]
     return array if kind == "plain" else array.transpose(np.argsort(_AXES[kind]))
+
+
+def _flat(names: Names) -> Iterator[str]:
+    if isinstance(names, str):
+        yield names
+        return
+    for inner in names:
+        yield from _flat(inner)

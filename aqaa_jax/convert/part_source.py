@@ -14,6 +14,7 @@ from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.checkpoint.shards import ShardReader
 from aqaa_jax.checkpoint.tree import check_weights, named_weights
 from aqaa_jax.config import SystemConfig
+from aqaa_jax.convert.layout import Index
 from aqaa_jax.parts import abstract
 
 
@@ -35,10 +36,9 @@ class PartSource:
         self._stored = stored_weights(ShardReader(self.path), expected)
         check_weights(expected, {name: weight.struct for name, weight in self._stored.items()}, str(self.path))
 
-    def shape(self, name: str, layer: int | None = None) -> tuple[int, ...]:
-        """Of a weight, or of one layer of a stacked one."""
-        shape = tuple(self._stored[name].struct.shape)
-        return shape if layer is None else shape[1:]
+    def shape(self, name: str, index: Index = ()) -> tuple[int, ...]:
+        """Of a weight, or of one element of a stacked one."""
+        return tuple(self._stored[name].struct.shape)[len(index) :]
 
     @property
     def largest(self) -> int:
@@ -48,13 +48,10 @@ class PartSource:
             for name, weight in self._stored.items()
         )
 
-    def read(self, name: str, layer: int | None = None, rows: slice | None = None) -> np.ndarray:
-        """A weight, one layer of a stacked one, or some ``rows`` of either; int8 rows come out as float32."""
-        box = [slice(None)] * len(self.shape(name))
-        if layer is not None:
-            box[0] = slice(layer, layer + 1)
-        first = 0 if layer is None else 1
+    def read(self, name: str, index: Index = (), rows: slice | None = None) -> np.ndarray:
+        """A weight, a layer of a stacked one or an expert of a layer, or some ``rows`` of it; int8 rows as float32."""
+        box = [slice(i, i + 1) for i in index] + [slice(None)] * len(self.shape(name, index))
         if rows is not None:
-            box[first] = rows
+            box[len(index)] = rows
         value = self._stored[name].read(tuple(box))
-        return value if layer is None else value[0]
+        return value.reshape(value.shape[len(index) :])

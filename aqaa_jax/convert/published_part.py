@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 
 from aqaa_jax.config import SystemConfig
 from aqaa_jax.convert import flow, hift, layout, paraformer, s3, step1
-from aqaa_jax.convert.layout import Entry
+from aqaa_jax.convert.layout import Entry, Index
 from aqaa_jax.convert.part_source import PartSource
 
 _CHUNK = 1 << 26  # bytes of a table read at a time
-Pieces = list[tuple[Entry, int | None]]
+Pieces = list[tuple[Entry, Index]]
 
 
 class Published(NamedTuple):
@@ -33,10 +33,12 @@ def published_part(part: str, config: SystemConfig, source: PartSource, dtype: D
     """
     dtype = np.dtype(dtype)
     pieces = _order(part, config, layout.by_published(_entries(part, config)))
-    plan = {name: jax.ShapeDtypeStruct(_shape(made_of, source), dtype) for name, made_of in pieces.items()}
+    exact = step1.exact(config.decoder) if part == "decoder" else ()
+    dtypes = {name: np.dtype(np.float32) if name in exact else dtype for name in pieces}
+    plan = {name: jax.ShapeDtypeStruct(_shape(made_of, source), dtypes[name]) for name, made_of in pieces.items()}
 
     def read(name: str) -> Iterator[np.ndarray]:
-        yield from _blocks(pieces[name], source, dtype)
+        yield from _blocks(pieces[name], source, dtypes[name])
 
     if part == "hift":
         return _with_weight_norm(plan, read)
@@ -72,21 +74,21 @@ def _order(part: str, config: SystemConfig, pieces: dict[str, Pieces]) -> dict[s
 
 
 def _shape(made_of: Pieces, source: PartSource) -> tuple[int, ...]:
-    entry, layer = made_of[0]
-    blank = np.broadcast_to(np.int8(0), source.shape(entry.ours, layer))
+    entry, index = made_of[0]
+    blank = np.broadcast_to(np.int8(0), source.shape(entry.ours, index))
     rows, *rest = layout.to_published(blank, entry).shape or (None,)
     return () if rows is None else (rows * entry.pieces, *rest)
 
 
 def _blocks(made_of: Pieces, source: PartSource, dtype: np.dtype) -> Iterator[np.ndarray]:
-    for entry, layer in made_of:
-        shape = source.shape(entry.ours, layer)
+    for entry, index in made_of:
+        shape = source.shape(entry.ours, index)
         if entry.kind != "plain" or len(shape) < 2:
-            yield from layout.row_blocks(layout.to_published(source.read(entry.ours, layer), entry), dtype)
+            yield from layout.row_blocks(layout.to_published(source.read(entry.ours, index), entry), dtype)
             continue
         step = max(1, _CHUNK // (4 * int(np.prod(shape[1:]))))
         for start in range(0, shape[0], step):
-            yield source.read(entry.ours, layer, slice(start, min(start + step, shape[0]))).astype(dtype, copy=False)
+            yield source.read(entry.ours, index, slice(start, min(start + step, shape[0]))).astype(dtype, copy=False)
 
 
 def _with_weight_norm(

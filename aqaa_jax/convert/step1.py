@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aqaa_jax.config import DecoderConfig
+from aqaa_jax.config import DecoderConfig, ExpertsConfig
 from aqaa_jax.convert import layout
 from aqaa_jax.convert.layout import Entry
 from aqaa_jax.nn.alibi import alibi_slopes
@@ -37,6 +37,21 @@ _LAYER = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
+# Experts have no published Step1: fields and names are those that transformers' and vLLM's own mixtures use
+# (DeepSeek-V3; the shared width as in Qwen2-MoE).
+_EXPERT_FIELDS = {
+    "n_routed_experts": "experts",
+    "num_experts_per_tok": "top_k",
+    "moe_intermediate_size": "mlp",
+    "shared_expert_intermediate_size": "shared_mlp",
+    "scoring_func": "score",
+    "norm_topk_prob": "normalise",
+    "router_aux_loss_coef": "balance_weight",
+    "router_z_loss_coef": "router_z_weight",
+    "router_bias_update_rate": "bias_rate",
+}
+_PRODUCTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+_ROUTER, _BIAS, _SHARED = "mlp.gate", "mlp.gate.e_score_correction_bias", "mlp.shared_experts"
 _BODY = "model."  # published prefix of everything but the head
 _KINDS = {"self_attn.o_proj": "from_heads"} | {f"self_attn.{x}_proj": "to_heads" for x in "qkv"}
 
@@ -55,15 +70,17 @@ def decoder_config(published: Mapping[str, Any], **changes: Any) -> DecoderConfi
     dtype = stored_dtype(published) or "bfloat16"
     values |= {"head_dim": values["embed"] // values["heads"], "dtype": dtype, "param_dtype": dtype}
     values["alibi_slopes"] = tuple(published.get("alibi_slopes") or ())
+    if published.get("n_routed_experts"):
+        values["experts"] = ExpertsConfig(**{o: published[t] for t, o in _EXPERT_FIELDS.items() if t in published})
     return DecoderConfig(**(values | changes))
 
 
 def published_config(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The published ``config.json`` of a decoder whose weights are stored as ``dtype``: inverse of ``decoder_config``.
 
-    Two fields are not published: ``tie_word_embeddings`` (false; readers take a missing one for true) and, only where
-    they differ from the published series, ``alibi_slopes``. Raises ``ValueError`` if the heads do not fill the width,
-    which the published layout cannot say.
+    Fields that are not published: ``tie_word_embeddings`` (false; readers take a missing one for true), only where
+    they differ from the published series ``alibi_slopes``, and those of experts where there are any. Raises
+    ``ValueError`` if the heads do not fill the width, which the published layout cannot say.
     """
     if config.heads * config.head_dim != config.embed:
         raise ValueError(
@@ -74,6 +91,8 @@ def published_config(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str
     values |= {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOT}
     values |= {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     values |= {"torch_dtype": dtype, "tie_word_embeddings": False}
+    if config.experts is not None:
+        values |= {theirs: getattr(config.experts, ours) for theirs, ours in _EXPERT_FIELDS.items()}
     if own_slopes(config):
         values["alibi_slopes"] = list(config.alibi_slopes)
     return values
@@ -97,7 +116,7 @@ def stored_dtype(published: Mapping[str, Any]) -> str:
 
 
 def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every published tensor of a model of this size with its (out, in) shape: 9 per layer and 3."""
+    """Every published tensor of a model of this size with its (out, in) shape: 9 per layer and 3, and experts."""
     c = config
     width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
     layer = {
@@ -107,22 +126,54 @@ def published_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         "self_attn.v_proj": (kv_width, c.embed),
         "self_attn.o_proj": (c.embed, width),
         "post_attention_layernorm": (c.embed,),
-        "mlp.gate_proj": (c.mlp, c.embed),
-        "mlp.up_proj": (c.mlp, c.embed),
-        "mlp.down_proj": (c.embed, c.mlp),
+        **_mlp_shapes(config),
     }
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.embed)}
     shapes |= {_layer_name(i, name): shape for i in range(c.layers) for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (c.embed,), "lm_head.weight": (c.vocab, c.embed)}
 
 
+def _mlp_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    def swiglu(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+        into, out = (width, config.embed), (config.embed, width)
+        return {f"{prefix}.gate_proj": into, f"{prefix}.up_proj": into, f"{prefix}.down_proj": out}
+
+    if (c := config.experts) is None:
+        return swiglu("mlp", config.mlp)
+    shapes: dict[str, tuple[int, ...]] = {_ROUTER: (c.experts, config.embed)}
+    if c.bias_rate:
+        shapes[_BIAS] = (c.experts,)
+    for expert in range(c.experts):
+        shapes |= swiglu(f"mlp.experts.{expert}", c.mlp)
+    return shapes | (swiglu(_SHARED, c.shared_mlp) if c.shared_mlp else {})
+
+
+def exact(config: DecoderConfig) -> frozenset[str]:
+    """The published tensors that stay float32 whatever the dtype of a file: biases of routers, moved in small steps."""
+    biased = config.experts is not None and config.experts.bias_rate
+    return frozenset(_layer_name(i, _BIAS) for i in range(config.layers)) if biased else frozenset()
+
+
 def entries(config: DecoderConfig) -> Iterator[Entry]:
-    """The table between published and our names: linear weights transposed, heads split, layers stacked."""
+    """The table between published and our names: linear weights transposed, heads split, layers and experts stacked."""
+    layers = range(config.layers)
+
+    def stacked(ours: str, name: str, kind: str) -> Entry:
+        return Entry(f"blocks.{ours}", tuple(_layer_name(i, name) for i in layers), kind, config.head_dim)
+
     yield Entry("embedding.table", "model.embed_tokens.weight")
     for name, ours in _LAYER.items():
-        published = tuple(_layer_name(i, name) for i in range(config.layers))
-        kind = "plain" if ours.endswith("norm.scale") else _KINDS.get(name, "linear")
-        yield Entry(f"blocks.{ours}", published, kind, config.head_dim)
+        if config.experts is None or not ours.startswith("mlp."):
+            yield stacked(ours, name, "plain" if ours.endswith("norm.scale") else _KINDS.get(name, "linear"))
+    if (c := config.experts) is not None:
+        yield stacked("mlp.router", _ROUTER, "linear")
+        if c.bias_rate:
+            yield stacked("mlp.bias", _BIAS, "plain")
+        for theirs, ours in _PRODUCTS.items():
+            names = tuple(tuple(_layer_name(i, f"mlp.experts.{e}.{theirs}") for e in range(c.experts)) for i in layers)
+            yield Entry(f"blocks.mlp.{ours}", names, "linear")
+            if c.shared_mlp:
+                yield stacked(f"mlp.shared.{ours}", f"{_SHARED}.{theirs}", "linear")
     yield Entry("norm.scale", "model.norm.weight")
     yield Entry("head", "lm_head.weight", "linear")
 
@@ -170,4 +221,4 @@ def to_upstream(weights: Mapping[str, np.ndarray], config: DecoderConfig) -> dic
 
 
 def _layer_name(layer: int, name: str) -> str:
-    return f"model.layers.{layer}.{name}.weight"
+    return f"model.layers.{layer}.{name}" + ("" if name == _BIAS else ".weight")

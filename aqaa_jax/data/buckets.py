@@ -23,7 +23,8 @@ class BucketPlan:
 
     ``lengths`` gives the length of every example of every task; ``shares`` how often a task is drawn, counted in
     examples (positive numbers, normalised; 0 leaves a task out). Within a bucket every example is seen once per
-    epoch of that bucket. Lengths are padded to a multiple of ``grid``, so only a few array shapes occur.
+    epoch of that bucket. Lengths are padded to a multiple of ``grid``, so only a few array shapes occur; rows come in
+    multiples of ``shards``, the devices that a batch is split over.
     Raises ``ValueError`` for a share of an unknown or empty task, or when no share is positive.
     """
 
@@ -36,6 +37,7 @@ class BucketPlan:
         steps: int,
         seed: int,
         grid: int = 32,
+        shards: int = 1,
     ):
         wanted = {task: share for task, share in shares.items() if share > 0}
         if not wanted:
@@ -45,11 +47,12 @@ class BucketPlan:
                 raise ValueError(f"task {task!r} has a share of {wanted[task]} but no examples")
         self._buckets: list[tuple[str, int, np.ndarray, Order]] = []
         steps_per_bucket = []
+        self._tokens, self._shards = tokens, shards
         for task, share in sorted(wanted.items()):
             padded = -(-np.asarray(lengths[task]) // grid) * grid
             for length in np.unique(padded):
                 members = np.flatnonzero(padded == length)
-                rows = max(1, tokens // int(length))
+                rows = self._rows(int(length))
                 self._buckets.append((task, int(length), members, Order(len(members), seed + len(self._buckets))))
                 steps_per_bucket.append(share / sum(wanted.values()) * len(members) / len(padded) / rows)
         probabilities = np.array(steps_per_bucket) / np.sum(steps_per_bucket)
@@ -59,9 +62,10 @@ class BucketPlan:
         for bucket in range(len(self._buckets)):
             at = np.flatnonzero(self._bucket_of_step == bucket)
             self._visit_of_step[at] = np.arange(len(at))
-        self._tokens = tokens
+
+    def _rows(self, length: int) -> int:
+        return max(1, self._tokens // length // self._shards) * self._shards
 
     def __getitem__(self, step: int) -> Rows:
         task, length, members, order = self._buckets[self._bucket_of_step[step]]
-        rows = max(1, self._tokens // length)
-        return Rows(task, members[order.batch(int(self._visit_of_step[step]), rows)], length)
+        return Rows(task, members[order.batch(int(self._visit_of_step[step]), self._rows(length))], length)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
 
+from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.examples import Unit, is_audio
 from aqaa_jax.data.order import pad_stack
+from aqaa_jax.tokens.vocab import Vocab
 
 
 class LanguageBatch(TypedDict):
@@ -18,6 +21,17 @@ class LanguageBatch(TypedDict):
     source: np.ndarray  # int32 [B, K]: the position whose hidden state predicts the target
     targets: np.ndarray  # int32 [B, K]
     loss_mask: np.ndarray  # float32 [B, K]
+
+
+class PackedBatch(LanguageBatch):
+    """Rows of several examples: ``segment_ids`` counts them from 1. In preference pairs 2p - 1 is chosen, 2p rejected.
+
+    Preference losses sum over the segments that ``target_segments`` names and leave out where ``audio_mask`` is 1.
+    """
+
+    positions: np.ndarray  # int32 [B, L]: within the example
+    target_segments: np.ndarray  # int32 [B, K]: the segment of each target, 0 for padding
+    audio_mask: np.ndarray  # float32 [B, K]: 1 where the target is an audio id or marker
 
 
 def language_batch(examples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, grid: int = 32) -> LanguageBatch:
@@ -38,3 +52,46 @@ def language_batch(examples: Sequence[tuple[np.ndarray, np.ndarray]], length: in
         "targets": pad_stack([ids[a + 1].astype(np.int32) for (ids, _), a in zip(examples, at, strict=True)], width),
         "loss_mask": pad_stack([np.ones(len(a), np.float32) for a in at], width),
     }
+
+
+def bucket_batches(
+    plan: BucketPlan, example: Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarray]], seed: int
+) -> Callable[[int], LanguageBatch]:
+    """Step -> batch of one task and length; ``example`` gives (ids, loss_mask) of a task and an example number."""
+
+    def batch(step: int) -> LanguageBatch:
+        task, rows, length = plan[step]
+        rng = np.random.default_rng([seed, 2, step])
+        return language_batch([example(task, int(row), rng) for row in rows], length)
+
+    return batch
+
+
+def packed_row(units: Sequence[Unit], length: int, targets: int, vocab: Vocab) -> PackedBatch:
+    """One row, without the batch dimension: the segments of ``units`` behind one another, in fixed shapes.
+
+    The first id of a segment is never a target: nothing in its segment predicts it. Raises ``ValueError`` if the
+    ids do not fit ``length`` or the loss positions do not fit ``targets``.
+    """
+    segments = [example for unit in units for example in unit]
+    sizes = [len(example.ids) for example in segments]
+    starts = np.cumsum([0, *sizes])
+    at = [np.flatnonzero(example.loss_mask[1:]) for example in segments]
+    used, count = int(starts[-1]), sum(len(a) for a in at)
+    if used > length or count > targets:
+        raise ValueError(f"{used} ids with {count} targets do not fit a row of {length} with {targets}")
+    row: PackedBatch = {
+        **{key: np.zeros(length, np.int32) for key in ("tokens", "segment_ids", "positions")},
+        **{key: np.zeros(targets, np.int32) for key in ("source", "targets", "target_segments")},
+        **{key: np.zeros(targets, np.float32) for key in ("loss_mask", "audio_mask")},
+    }  # type: ignore[typeddict-item]
+    if segments:
+        row["tokens"][:used] = np.concatenate([example.ids for example in segments])
+        row["segment_ids"][:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+        row["positions"][:used] = np.arange(used) - np.repeat(starts[:-1], sizes)
+        row["source"][:count] = np.concatenate([a + start for a, start in zip(at, starts, strict=False)])
+        row["targets"][:count] = row["tokens"][row["source"][:count] + 1]
+        row["target_segments"][:count] = row["segment_ids"][row["source"][:count]]
+        row["loss_mask"][:count] = 1.0
+        row["audio_mask"][:count] = is_audio(row["targets"][:count], vocab)
+    return row

@@ -1,7 +1,8 @@
-"""The decoder's tasks over a tokenized spoken corpus: examples as ids and loss mask, made on demand."""
+"""The tasks over the tokenized corpus of a recipe, made on demand: its sets seen as records, then ``examples``."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.config import WeaveConfig
+from aqaa_jax.data import examples
 from aqaa_jax.data.corpus import Item
-from aqaa_jax.tokens import prompt
-from aqaa_jax.tokens.interleave import Segment, unweave_audio, weave_audio
+from aqaa_jax.data.records import Codes, Part, Record, Turn
+from aqaa_jax.tokens.interleave import unweave_audio
 from aqaa_jax.tokens.text import TextTokenizer
 from aqaa_jax.tokens.vocab import Vocab
 
@@ -29,16 +31,16 @@ class SpokenSet:
     audio: Sequence[np.ndarray]
 
     def emphasised(self, families: Sequence[str]) -> SpokenSet:
-        """The set with the items of a family once more for every time the family is named.
+        """The set with the items of a family, or of a style, once more for every time it is named.
 
-        Raises ``ValueError`` for a family that has no item.
+        Raises ``ValueError`` for a name that has no item.
         """
         order = list(range(len(self.items)))
         for family in families:
-            members = [i for i, item in enumerate(self.items) if item.family == family]
+            members = [i for i, item in enumerate(self.items) if family in (item.family, item.style)]
             if not members:
-                known = sorted({item.family for item in self.items})
-                raise ValueError(f"no question of family {family!r}; there are {', '.join(known)}")
+                known = sorted({name for item in self.items for name in (item.family, item.style) if name})
+                raise ValueError(f"no question of family or style {family!r}; there are {', '.join(known)}")
             order += members
         return SpokenSet([self.items[i] for i in order], [self.audio[i] for i in order])
 
@@ -66,41 +68,31 @@ class SpokenTasks:
 
     def example(self, task: str, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """``(ids, loss_mask)`` of one example. Raises ``ValueError`` for an unknown task."""
-        if task == "tts":
-            return self._speak(index)
-        item = self.questions.items[index]
-        heard = self._noisy(self.questions.audio[index], rng)
-        spoken = item.utterance.text
-        answer = [Segment(self.text.encode_span(item.answer), self.answers.audio[item.answer_id])]
-        if task == "asr":
-            return prompt.asr(heard, spoken, self.text)
-        if task == "aqta":
-            return prompt.written_answer(heard, item.answer, self.text)
-        if task == "aqtaa":
-            return prompt.spoken_answer(heard, answer, self.text, self.weave)
-        if task == "tqta":
-            return prompt.written_answer(spoken, item.answer, self.text)
-        if task == "tqtaa":
-            return prompt.spoken_answer(spoken, answer, self.text, self.weave)
-        if task == "transcript_first":
-            return prompt.spoken_answer(heard, answer, self.text, self.weave, transcript=spoken)
-        if task == "continuation":
-            return prompt.continuation([heard], self.text)
-        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+        record = self._spoken(index) if task == "tts" else self._asked(index)
+        example = examples.units(task, record, self._coder)[0][0]
+        return examples.noisy(example, self.vocab, self.code_noise, rng) if self.code_noise else example
 
-    def _speak(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def _coder(self) -> examples.Coder:
+        return examples.Coder(self.text, self.vocab, self.weave, tag_styles=False)
+
+    def _asked(self, index: int) -> Record:
+        item = self.questions.items[index]
+        question = Part(item.utterance.text, codes=self._codes(self.questions.audio[index]))
+        answer = Part(item.answer, item.style, codes=self._codes(self.answers.audio[item.answer_id]))
+        return Record(item.id, (Turn("human", (question,)), Turn("assistant", (answer,))))
+
+    def _spoken(self, index: int) -> Record:
         known = len(self.answers.items)
         chosen, at = (self.answers, index) if index < known else (self.voice, index - known)
-        return prompt.tts(chosen.items[at].utterance.text, chosen.audio[at], self.text)
+        item = chosen.items[at]
+        part = Part(item.utterance.text, item.style, codes=self._codes(chosen.audio[at]))
+        return Record(item.id, (Turn("assistant", (part,)),))
 
-    def _noisy(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if not self.code_noise:
-            return audio
-        linguistic, semantic = unweave_audio(audio, self.vocab)
-        for codes, size in ((linguistic, self.vocab.linguistic), (semantic, self.vocab.semantic)):
-            hit = rng.random(len(codes)) < self.code_noise
-            codes[hit] = rng.integers(0, size, int(hit.sum()))
-        return weave_audio(linguistic, semantic, self.vocab)
+    def _codes(self, audio: np.ndarray) -> Codes:
+        return Codes(*unweave_audio(audio, self.vocab))
 
 
 def save_audio(path: str | Path, audio: Sequence[np.ndarray]) -> None:

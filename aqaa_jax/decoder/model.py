@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.config import DecoderConfig
@@ -21,8 +22,10 @@ from aqaa_jax.nn.linear import Embedding
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
+from aqaa_jax.nn.remat import LAYER_INPUT, checkpointed
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
+from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -60,8 +63,12 @@ class Decoder(nnx.Module):
         positions_BL: Int[Array, "B L"] | None = None,
         segment_ids_BL: Int[Array, "B L"] | None = None,
         cache: KVCache | None = None,
+        with_aux: bool = False,
     ) -> Any:
         """The final normed states ``hidden_BLD``, or ``(hidden_BLD, cache)`` if a cache is given.
+
+        ``with_aux``, without a cache: ``(hidden_BLD, stats)``, the ``ExpertStats`` of every layer, stacked; None
+        where there are no experts.
 
         ``segment_ids_BL``: 0 is padding; without a cache, tokens of different numbers do not see one another
         (packing) and positions restart at every change. ``positions_BL`` overrides the positions.
@@ -73,8 +80,9 @@ class Decoder(nnx.Module):
             order_L = zigzag_order(tokens_BL.shape[1])
             places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
             x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
-            hidden_BLD = self.norm(self._blocks(x_BLD, places)[0])
-            return hidden_BLD if order_L is None else zigzag_back(hidden_BLD)
+            x_BLD, (_, stats) = self._blocks(x_BLD, places)
+            hidden_BLD = self.norm(x_BLD) if order_L is None else zigzag_back(self.norm(x_BLD))
+            return (hidden_BLD, stats) if with_aux else hidden_BLD
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
         return self._continue(tokens_BL, segment_ids_BL, cache)
@@ -84,11 +92,11 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "layers B L D"]:
         """The residual stream as each block receives it; entry 0 is the embedding. For analysis and parity."""
         places = self._places(tokens_BL, None, segment_ids_BL)
-        return self._blocks(self._embed(tokens_BL), places, keep_inputs=True)[1]
+        return self._blocks(self._embed(tokens_BL), places, keep_inputs=True)[1][0]
 
     def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """The head: float32 logits of normed states, of all positions or of chosen ones."""
-        logits_BLV = project(hidden_BLD, self.head[...], out_dtype=jnp.float32)
+        logits_BLV = project(hidden_BLD, self.head, out_dtype=jnp.float32)
         return constrain(logits_BLV, BATCH, LENGTH, ACT_VOCAB)
 
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
@@ -108,7 +116,12 @@ class Decoder(nnx.Module):
         return copy
 
     def int8(self) -> Decoder:
-        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference."""
+        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference.
+
+        Raises ``ValueError`` for a model with experts.
+        """
+        if self.config.experts is not None:
+            raise ValueError("int8 weights: expected a dense decoder, got one with experts")
         copy = self.unrolled()
         for block in copy.blocks:
             for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
@@ -119,7 +132,8 @@ class Decoder(nnx.Module):
         return copy
 
     def _embed(self, tokens_BL: jax.Array) -> jax.Array:
-        x_BLD = self.embedding(tokens_BL).astype(self.config.dtype)
+        table_VD = gathered(self.embedding.table, self.config.dtype)
+        x_BLD = jnp.take(table_VD, tokens_BL, axis=0, mode="clip").astype(self.config.dtype)
         return constrain(x_BLD, BATCH, ACT_LENGTH, ACT_EMBED)
 
     def _places(
@@ -137,13 +151,14 @@ class Decoder(nnx.Module):
             segment_ids_BL = None if segment_ids_BL is None else segment_ids_BL[:, order_L]
         return places_of(self.config.attention, positions_BL, positions_BL, segment_ids_BL, segment_ids_BL)
 
-    def _over_layers(self, step: Any, carry: Any, remat: bool = False) -> tuple[Any, Any]:
+    def _over_layers(self, step: Any, carry: Any, remat: str = "none") -> tuple[Any, Any]:
         """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""
         layers = range(self.config.layers)
         if self.config.scan and not isinstance(self.blocks, nnx.List):
-            return scan(step, carry, self.blocks, jnp.arange(self.config.layers), remat=remat)
+            layers_X = jnp.arange(self.config.layers)
+            return scan(step, carry, self.blocks, layers_X, remat=remat, unroll=self.config.unroll)
         blocks = self.blocks if isinstance(self.blocks, nnx.List) else [_layer(self.blocks, i) for i in layers]
-        body = jax.checkpoint(step, static_argnums=2) if remat else step
+        body = checkpointed(step, remat, scanned=False)
         ys = []
         for layer in layers:
             carry, y = body(carry, blocks[layer], layer)
@@ -151,8 +166,12 @@ class Decoder(nnx.Module):
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
     def _blocks(self, x_BLD: jax.Array, places: Places, keep_inputs: bool = False) -> tuple[Any, Any]:
+        """The last states and, of every layer, its input (None if not kept) and its ``ExpertStats`` (None if dense)."""
+
         def step(x_BLD, block, _):
-            return block(x_BLD, places)[0], x_BLD if keep_inputs else None
+            x_BLD = checkpoint_name(x_BLD, LAYER_INPUT)
+            out_BLD, _, stats = block(x_BLD, places)
+            return out_BLD, (x_BLD if keep_inputs else None, stats)
 
         return self._over_layers(step, x_BLD, remat=self.config.remat)
 
@@ -165,7 +184,7 @@ class Decoder(nnx.Module):
 
         def step(carry, block, layer):
             x_BLD, k, v = carry
-            x_BLD, after = block(x_BLD, places, CacheSlots(k, v, layer, slots_BL))
+            x_BLD, after, _ = block(x_BLD, places, CacheSlots(k, v, layer, slots_BL))
             return (x_BLD, after.k, after.v), None
 
         carry = (self._embed(tokens_BL), cache.k, cache.v)

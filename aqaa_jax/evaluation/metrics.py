@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jiwer
 import numpy as np
 
-from aqaa_jax.evaluation.judge import normalize_text
+from aqaa_jax.evaluation.sphinx import normalize_text
 
 Z95 = 1.959963984540054
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 
 
 class Estimate(NamedTuple):
@@ -55,24 +58,54 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> Estimat
     return proportion([h == r and h != "" for h, r in pairs])
 
 
-def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Word edits over reference words, summed over all pairs."""
-    return _error_rate([normalize_text(h).split() for h in hypotheses], [normalize_text(r).split() for r in references])
+def words(text: str) -> list[str]:
+    """The words of a normalised text; of scripts written without spaces every character is one."""
+    return re.sub(f"([{UNSPACED}])", r" \1 ", normalize_text(text)).split()
 
 
-def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Character edits over reference characters, summed over all pairs, on normalised text."""
-    return _error_rate([normalize_text(h) for h in hypotheses], [normalize_text(r) for r in references])
+def word_edits(hypothesis: str, reference: str) -> tuple[int, int]:
+    """(word edits, reference words) of one pair, by jiwer."""
+    return _edits(" ".join(words(hypothesis)), " ".join(words(reference)), jiwer.process_words)
 
 
-def edit_distance(a: Sequence, b: Sequence) -> int:
-    """Levenshtein distance: fewest insertions, deletions and substitutions."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
+def character_edits(hypothesis: str, reference: str) -> tuple[int, int]:
+    """(character edits, reference characters) of one pair, on normalised text, by jiwer."""
+    return _edits(normalize_text(hypothesis), normalize_text(reference), jiwer.process_characters)
+
+
+def _edits(hypothesis: str, reference: str, process: Any) -> tuple[int, int]:
+    out = process([reference], [hypothesis])
+    return out.substitutions + out.deletions + out.insertions, out.hits + out.substitutions + out.deletions
+
+
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> Estimate:
+    """Word edits over reference words, summed over all pairs, with the bootstrap interval over pairs."""
+    return error_rate([word_edits(h, r) for h, r in zip(hypotheses, references, strict=True)])
+
+
+def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> Estimate:
+    """Character edits over reference characters, summed over all pairs, with the bootstrap interval over pairs."""
+    return error_rate([character_edits(h, r) for h, r in zip(hypotheses, references, strict=True)])
+
+
+def error_rate(edits: Sequence[tuple[float, float]], resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Sum of edits over sum of lengths with its percentile bootstrap interval over pairs; nan where no length is."""
+    x = np.asarray(edits, np.float64).reshape(-1, 2)
+    total = x.sum(axis=0)
+    if not len(x) or total[1] == 0:
+        return Estimate(math.nan, math.nan, math.nan, len(x))
+    draws = x[np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))].sum(axis=1)
+    rates = draws[draws[:, 1] > 0]
+    low, high = np.quantile(rates[:, 0] / rates[:, 1], [0.025, 0.975])
+    return Estimate(float(total[0] / total[1]), float(low), float(high), len(x))
+
+
+def repeats(text: str, longest: int = 12) -> bool:
+    """Whether a text stutters: one word three times in a row, or a run of two to ``longest`` words twice in a row."""
+    w = words(text)
+    if any(w[i] == w[i + 1] == w[i + 2] for i in range(len(w) - 2)):
+        return True
+    return any(w[i : i + n] == w[i + n : i + 2 * n] for n in range(2, longest + 1) for i in range(len(w) - 2 * n + 1))
 
 
 def active_seconds(wav: np.ndarray, rate: int, floor_db: float = -35.0) -> float:
@@ -149,13 +182,6 @@ def _frame_level(wav: np.ndarray, hop: int) -> np.ndarray:
     wav = np.asarray(wav, np.float64)
     frames = wav[: len(wav) // hop * hop].reshape(-1, hop)
     return np.sqrt((frames**2).mean(axis=1))
-
-
-def _error_rate(hypotheses: Sequence[Sequence], references: Sequence[Sequence]) -> float:
-    _same_length(hypotheses, references)
-    total = sum(map(len, references))
-    edits = sum(edit_distance(h, r) for h, r in zip(hypotheses, references, strict=True))
-    return edits / total if total else math.nan
 
 
 def _same_length(a: Sequence, b: Sequence) -> None:

@@ -50,3 +50,51 @@ def loss_curves(metrics: str | Path, path: str | Path, *, title: str = "") -> No
         axes[-1].set_xlabel("step")
     with atomic.written(path) as part:
         figure.savefig(part, dpi=100, format=Path(path).suffix[1:] or "png")
+
+
+def _saved(figure, path: str | Path) -> None:
+    with atomic.written(path) as part:
+        figure.savefig(part, dpi=110, format=Path(path).suffix[1:] or "png")
+
+
+def bars(figures: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | Path, *, title: str) -> None:
+    """Bars with intervals: ``figures`` maps a label to series, a series name to value, low and high."""
+    names = list(dict.fromkeys(name for series in figures.values() for name in series))
+    figure, (axis,) = _figure(1, width=max(6.0, 1.2 * len(figures)), height=3.6)
+    width = 0.8 / max(len(names), 1)
+    for k, name in enumerate(names):
+        at = [i for i, series in enumerate(figures.values()) if name in series and series[name]["value"] is not None]
+        chosen = [list(figures.values())[i][name] for i in at]
+        low, high = ([abs(c[end] - c["value"]) for c in chosen] for end in ("low", "high"))
+        places = [i + (k - (len(names) - 1) / 2) * width for i in at]
+        axis.bar(places, [c["value"] for c in chosen], width, yerr=[low, high], capsize=3, label=name)
+    axis.set_xticks(range(len(figures)), list(figures), rotation=20, ha="right")
+    axis.set(title=title)
+    axis.grid(axis="y", alpha=0.3)
+    if len(names) > 1:
+        axis.legend()
+    _saved(figure, path)
+
+
+def radar(
+    figures: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str, limits: tuple[float, float]
+) -> None:
+    """One closed line per series over the same dimensions: ``figures`` maps a series to dimension -> value."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dimensions = list(dict.fromkeys(name for series in figures.values() for name in series))
+    angles = [2 * np.pi * i / len(dimensions) for i in range(len(dimensions))]
+    figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot(projection="polar")
+    for name, series in figures.items():
+        values = [series.get(dimension, np.nan) for dimension in dimensions]
+        (line,) = axis.plot([*angles, angles[0]], [*values, values[0]], lw=1.5, label=name)
+        axis.fill([*angles, angles[0]], [*values, values[0]], color=line.get_color(), alpha=0.1)
+    axis.set_xticks(angles, dimensions)
+    axis.set_ylim(*limits)
+    axis.set_title(title)
+    if len(figures) > 1:
+        axis.legend(loc="upper right", bbox_to_anchor=(1.3, 1.1))
+    _saved(figure, path)

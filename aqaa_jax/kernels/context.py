@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqaa_jax.sharding.axes import ACT_EMBED, BATCH, LENGTH
-from aqaa_jax.sharding.partition import mesh_axes, per_shard, split_of
+from aqaa_jax.sharding.partition import by_hand_axes, mesh_axes, per_shard, split_of
 
 Attend = Callable[..., jax.Array]
 
@@ -47,10 +47,11 @@ def zigzag_order(L: int) -> np.ndarray | None:
 
     Of ``2 n`` chunks device ``i`` of ``n`` gets the ``i``-th from the start and the ``i``-th from the end: under a
     causal mask the work of a chunk grows with its place, and every such pair adds up to the same. Rows that are
-    not split, and those that do not divide into ``2 n`` chunks, stay as they are (the last device then has most to do).
+    not split, those that do not divide into ``2 n`` chunks and those that are already pieces here stay as they are
+    (the last device then has most to do).
     """
     n = split_of(LENGTH)
-    if n == 1 or L % (2 * n):
+    if n == 1 or L % (2 * n) or by_hand_axes(LENGTH):
         return None
     return np.arange(L).reshape(2 * n, -1)[_chunks(n)].reshape(-1)
 

@@ -41,10 +41,12 @@ def decode_attention(
     (B, N, H), K = q_BNH.shape, k_XBKSH.shape[2]
     tile, G, dtype = tile or tiles(), N // K, k_XBKSH.dtype
     q_BKGH = q_BNH.reshape(B, K, G, H).astype(dtype)
-    new = (x.astype(dtype).reshape(B, K, 1, H) for x in (k_BKH, v_BKH))
+    k_BK1H, v_BK1H = (x.astype(dtype).reshape(B, K, 1, H) for x in (k_BKH, v_BKH))
     slopes_KG = jnp.broadcast_to(slopes_N.reshape(K, G, 1) * math.log2(math.e), (K, G, LANES))
-    which = (jnp.reshape(layer, (1,)), positions_B, kept_B)
-    out_BKGH, k_XBKSH, v_XBKSH = _call(*which, slopes_KG, q_BKGH, *new, k_XBKSH, v_XBKSH, tile)
+    layer_1 = jnp.reshape(layer, (1,))
+    out_BKGH, k_XBKSH, v_XBKSH = _call(
+        layer_1, positions_B, kept_B, slopes_KG, q_BKGH, k_BK1H, v_BK1H, k_XBKSH, v_XBKSH, tile
+    )
     return out_BKGH.reshape(B, N, H).astype(q_BNH.dtype), k_XBKSH, v_XBKSH
 
 

@@ -105,6 +105,7 @@ def forward(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile):
         ],
         compiler_params=tile.compiler_params("parallel", "parallel", "parallel", "arbitrary"),
         interpret=tile.interpret,
+        cost_estimate=tile.cost(2, q_BKGLH, k_BKSH),
         name="sqrt_alibi_forward",
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH)
 

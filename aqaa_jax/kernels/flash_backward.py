@@ -46,6 +46,7 @@ def d_queries(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL, sl
         out_shape=jax.ShapeDtypeStruct(q_BKGLH.shape, q_BKGLH.dtype),
         compiler_params=tile.compiler_params("parallel", "parallel", "parallel", "arbitrary"),
         interpret=tile.interpret,
+        cost_estimate=tile.cost(3, q_BKGLH, k_BKSH),
         name="sqrt_alibi_d_queries",
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL)
 
@@ -120,6 +121,7 @@ def d_keys_values(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BKSH, v_BKSH)],
         compiler_params=tile.compiler_params("parallel", "parallel", "parallel", "arbitrary"),
         interpret=tile.interpret,
+        cost_estimate=tile.cost(4, q_BKGLH, k_BKSH),
         name="sqrt_alibi_d_keys_values",
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL)
 

@@ -185,13 +185,13 @@ class Attention(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
-        q_BLNH = constrain(project(x_BLD, self.wq[...]), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        k_BSKH = constrain(project(x_BLD, self.wk[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
-        v_BSKH = constrain(project(x_BLD, self.wv[...]), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        q_BLNH = constrain(project(x_BLD, self.wq), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        k_BSKH = constrain(project(x_BLD, self.wk), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        v_BSKH = constrain(project(x_BLD, self.wv), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
         q_BLNH, k_BSKH, v_BSKH = (checkpoint_name(x, n) for x, n in ((q_BLNH, "q"), (k_BSKH, "k"), (v_BSKH, "v")))
         if cache is None:
             out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, places, self.slopes)
         else:
             out_BLNH, cache = attend_cached(q_BLNH, k_BSKH, v_BSKH, places, cache, self.slopes)
         out_BLNH = constrain(out_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        return project(out_BLNH, self.wo[...], in_axes=2), cache
+        return project(out_BLNH, self.wo, in_axes=2), cache

@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.params import Initializer, fan_in, weight
 from aqaa_jax.nn.project import project
+from aqaa_jax.nn.remat import GATE, UP
 from aqaa_jax.sharding.axes import ACT_MLP, BATCH, EMBED, LENGTH, MLP
 from aqaa_jax.sharding.partition import constrain
 
@@ -31,6 +33,6 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, (mlp, embed), (MLP, EMBED), out_init or fan_in(), dtype)
 
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = constrain(project(x_BLD, self.gate[...]), BATCH, LENGTH, ACT_MLP)
-        up_BLF = constrain(project(x_BLD, self.up[...]), BATCH, LENGTH, ACT_MLP)
-        return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...])
+        gate_BLF = checkpoint_name(constrain(project(x_BLD, self.gate), BATCH, LENGTH, ACT_MLP), GATE)
+        up_BLF = checkpoint_name(constrain(project(x_BLD, self.up), BATCH, LENGTH, ACT_MLP), UP)
+        return project(jax.nn.silu(gate_BLF) * up_BLF, self.down)

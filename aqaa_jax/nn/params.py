@@ -18,9 +18,11 @@ def normal(stddev: float = 0.02) -> Initializer:
     return jax.nn.initializers.normal(stddev)
 
 
-def fan_in(in_axis: Sequence[int] | int = -2, scale: float = 1.0) -> Initializer:
-    """Truncated normal whose variance is ``scale / fan_in`` over the given input axes."""
-    return jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", in_axis=in_axis)
+def fan_in(in_axis: Sequence[int] | int = -2, scale: float = 1.0, batch_axis: Sequence[int] = ()) -> Initializer:
+    """Truncated normal whose variance is ``scale / fan_in`` over the input axes; ``batch_axis`` is on neither side."""
+    return jax.nn.initializers.variance_scaling(
+        scale, "fan_in", "truncated_normal", in_axis=in_axis, batch_axis=batch_axis
+    )
 
 
 def weight(

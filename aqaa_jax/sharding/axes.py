@@ -11,6 +11,7 @@ KV_HEADS = "kv_heads"  # key/value heads
 HEAD_DIM = "head_dim"  # size of one head
 MLP = "mlp"  # feed-forward width
 EXPERTS = "experts"  # the leading axis of the weights of a layer's experts
+EXPERT_EMBED = "expert_embed"  # their model width
 VOCAB = "vocab"  # decoder vocabulary (or a token embedding table)
 LAYERS = "layers"  # the leading axis of a scanned stack
 CHANNELS_IN = "channels_in"  # convolution input channels
@@ -40,6 +41,7 @@ WEIGHT_AXES = frozenset(
         HEAD_DIM,
         MLP,
         EXPERTS,
+        EXPERT_EMBED,
         VOCAB,
         LAYERS,
         CHANNELS_IN,

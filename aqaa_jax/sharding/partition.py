@@ -18,19 +18,31 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from aqaa_jax.sharding.axes import BATCH, EXPERTS, LENGTH
+from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
 FEW = 16  # numbers of no weight, at most, that an optimizer may keep whole on every device
 
 
-class _Context(NamedTuple):
+class Context(NamedTuple):
     """Hashable, for it is part of jit's cache key: a function traced in one context is traced again in another."""
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
-    per_device: bool = False  # inside of ``per_shard``
+    manual: tuple[str, ...] = ()  # mesh axes whose devices run apart here: arrays are already pieces along them
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The mesh axes with more than one device that are still the compiler's."""
+        return tuple(a for a in self.mesh.axis_names if a not in self.manual and self.mesh.shape[a] > 1)
+
+    def left_rules(self) -> Rules:
+        return {axis: tuple(a for a in over if a in self.left) for axis, over in self.rules}
+
+    def left_mesh(self) -> Any:
+        """What shardings are to name: inside of a ``shard_map`` that is not the mesh it was given."""
+        return jax.sharding.get_abstract_mesh() if self.manual else self.mesh
 
 
 _CONTEXT = jax.make_user_context(default_value=None)
@@ -39,7 +51,7 @@ _CONTEXT = jax.make_user_context(default_value=None)
 @contextlib.contextmanager
 def partitioning(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Within this context ``constrain`` maps logical axes through ``rules`` onto ``mesh``."""
-    with _CONTEXT(_Context(mesh, tuple(sorted(rules.items())))):
+    with _CONTEXT(Context(mesh, tuple(sorted(rules.items())))):
         yield
 
 
@@ -150,6 +162,19 @@ def init_sharded(build: Callable[[], Tree], mesh: Mesh, rules: Rules) -> Tree:
     return jax.jit(build, out_shardings=out)()
 
 
+def context() -> Context | None:
+    """The mesh and rules of the ``partitioning`` around the caller, or None."""
+    return _CONTEXT.value
+
+
+@contextlib.contextmanager
+def by_hand(axes: Sequence[str]) -> Iterator[None]:
+    """Within the body of a ``shard_map`` over the mesh ``axes``: what is left of the mesh is the compiler's."""
+    here = _CONTEXT.value
+    with _CONTEXT(here._replace(manual=(*here.manual, *axes))):
+        yield
+
+
 def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) -> Tree:
     """The host arrays of a batch on ``mesh``, their first axis split like ``BATCH``; single numbers on every device.
 
@@ -175,30 +200,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
     The identity outside ``partitioning``, and inside ``per_shard``, where arrays are already pieces.
     """
-    context = _CONTEXT.value
-    if context is None or context.per_device:
+    here = _CONTEXT.value
+    if here is None or (here.manual and not here.left):
         return x
-    spec = to_spec(axes, x.shape, context.mesh, dict(context.rules), name="activation")
-    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
-
-
-def at_use(weight: nnx.Variable) -> jax.Array:
-    """The value of a weight as a product takes it: split over tensor and experts alone, whole over the rest.
-
-    What a strategy splits over devices that have rows or positions of their own (fsdp) is gathered here, and its
-    gradient added up and split again on the way back: the compiler is not to choose between moving weights and
-    activations. Left to it, gradients came out wrong on a mesh of 2 x 2 x 2 (jax 0.10.2: XLA's partitioner, resharding
-    an activation from rows over two axes to width over one of them). ``weight`` may be a layer of a scanned stack.
-    """
-    context, value = _CONTEXT.value, weight.get_value()
-    if context is None or context.per_device:
-        return value
-    rules = dict(context.rules)
-    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[EXPERTS]}
-    axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-    entries = _entries(axes, context.mesh, rules, name="weight")
-    kept = (tuple(a for a in entry or () if a not in apart) or None for entry in entries)
-    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, PartitionSpec(*kept)))
+    spec = to_spec(axes, x.shape, here.mesh, here.left_rules(), name="activation")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(here.left_mesh(), spec))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
@@ -206,8 +212,14 @@ def mesh_axes(logical: str) -> tuple[str, ...]:
 
     ``()`` outside of ``partitioning``. Raises ``ValueError`` for an unknown logical axis.
     """
-    context = _CONTEXT.value
-    return () if context is None else _mesh_axes(logical, context.mesh, dict(context.rules), name="mesh_axes")
+    here = _CONTEXT.value
+    return () if here is None else _mesh_axes(logical, here.mesh, dict(here.rules), name="mesh_axes")
+
+
+def by_hand_axes(logical: str) -> tuple[str, ...]:
+    """Those of ``mesh_axes`` along which arrays are already pieces here."""
+    here = _CONTEXT.value
+    return () if here is None else tuple(a for a in mesh_axes(logical) if a in here.manual)
 
 
 def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> Callable[..., Any]:
@@ -223,11 +235,12 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
 
     def run(*arguments: Any) -> Any:
         context = _CONTEXT.value
-        if context is None or context.per_device:
+        if context is None or (context.manual and not context.left):
             return fn(*arguments)
         if len(arguments) != len(in_axes):
             raise ValueError(f"per_shard: {len(arguments)} arguments for in_axes of {len(in_axes)}")
-        mesh, rules = context.mesh, dict(context.rules)
+        mesh, rules = context.mesh, context.left_rules()
+        axes_left = [a for a in mesh.axis_names if a not in context.manual]
 
         def specs(axes: Any, below: Any) -> Any:
             names = lambda x: (None,) * jnp.ndim(x) if axes is None else axes  # noqa: E731
@@ -237,13 +250,21 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
             return PartitionSpec() if axes is None else PartitionSpec(*_entries(axes, mesh, rules, name="per_shard"))
 
         def here(*pieces: Any) -> Any:
-            with _CONTEXT(context._replace(per_device=True)):
+            with by_hand(axes_left):
                 return fn(*pieces)
 
         pairs = zip(in_axes, arguments, strict=True)
         in_specs = tuple(jax.tree.map(specs, axes, argument, is_leaf=_is_axes) for axes, argument in pairs)
         out_specs = jax.tree.map(out_spec, out_axes, is_leaf=_is_axes)
-        return jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+        run = jax.shard_map(
+            here,
+            mesh=context.left_mesh(),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(axes_left),
+            check_vma=False,
+        )
+        return run(*arguments)
 
     return run
 

@@ -23,7 +23,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 _REPLICATED: dict[str, tuple[str, ...]] = {name: () for name in ax.ALL_AXES}
 _BATCH: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP, EXPERT)}
-_FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP,), ax.CHANNELS_IN: (FSDP,)}
+_FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP,), ax.EXPERT_EMBED: (FSDP,), ax.CHANNELS_IN: (FSDP,)}
 _TENSOR: dict[str, tuple[str, ...]] = {
     ax.HEADS: (TENSOR,),
     ax.KV_HEADS: (TENSOR,),
@@ -39,8 +39,12 @@ _TENSOR: dict[str, tuple[str, ...]] = {
 _CONTEXT: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT,)}
 _SEQUENCE: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT, TENSOR)}
 # Weights are the same all over ``context``: they are split over it as well, and gathered with the rest.
-_CONTEXT_FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP, CONTEXT), ax.CHANNELS_IN: (FSDP, CONTEXT)}
+_CONTEXT_FSDP: dict[str, tuple[str, ...]] = {name: (FSDP, CONTEXT) for name in _FSDP}
+# ``ACT_EXPERTS``: tokens travel to experts along it. Along what else experts are split over, they are gathered.
 _EXPERT: dict[str, tuple[str, ...]] = {ax.EXPERTS: (EXPERT,), ax.ACT_EXPERTS: (EXPERT,)}
+# Whole experts per device of ``fsdp``: gathered along the leading axis of their weights they arrive in order, while a
+# gather along their width takes a copy of all of them to put the rows in order.
+_WHOLE_EXPERTS: dict[str, tuple[str, ...]] = {ax.EXPERTS: (FSDP,), ax.EXPERT_EMBED: (EXPERT,)}
 
 
 def _table(*pieces: Mapping[str, tuple[str, ...]]) -> Rules:
@@ -61,6 +65,7 @@ STRATEGIES: Mapping[str, Rules] = {
     "fsdp_tensor_context": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _CONTEXT),
     "expert": _table(_BATCH, _EXPERT),
     "expert_fsdp": _table(_BATCH, _FSDP, _EXPERT),
+    "fsdp_whole_experts": _table(_BATCH, _FSDP, _WHOLE_EXPERTS),
     "expert_fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR, _EXPERT),
 }
 

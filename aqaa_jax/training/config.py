@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from aqaa_jax.config import ShardingConfig, SystemConfig
 
-STAGES = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain", "sft", "package")
+PRETRAINING = ("corpus", "linguistic", "semantic", "tokenize", "flow", "hift", "pretrain")
+POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge")  # AQAA paper, section 3: merge is 5:5:1
+STAGES = (*PRETRAINING, *POST_TRAINING, "package")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
+    mu_dtype: str = ""  # of the first moment; empty: that of the weights, as the second moment always
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class LoopConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
+    microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
+    by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    xla: tuple[str, ...] = ()  # compiler options on top of the TPU's table: offload, or NAME=VALUE
+    executable: str = ""  # a step compiled by `aqaa plan --save`, run in place of one compiled here
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class StageConfig:
     batch: int = 32  # rows (speech stages) per step
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
+    dataset: str = ""  # language-model stages: a packed dataset (``aqaa pack``) in place of the recipe's corpus
+    workers: int = 0  # processes that read the packed dataset; 0: threads of this one
+    head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,57 @@ class MixConfig:
     aqta: float = 1.0  # spoken question -> written answer
     aqtaa: float = 4.0  # spoken question -> woven answer
     transcript_first: float = 0.0  # spoken question -> its text, then the woven answer
-    emphasis: tuple[str, ...] = ()  # question families seen once more for every time they are named
+    emphasis: tuple[str, ...] = ()  # question families or styles seen once more for every time they are named
     code_noise: float = 0.0  # probability that an input audio code is replaced by a random one
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """The loss of the dpo stage (``losses/dpo.py``), and the kinds of answer ids that carry it (``data/pairs.py``)."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    kind: str = "sigmoid"  # or "ipo"
+    length_normalised: bool = False  # the mean over the counted ids of an answer in place of the sum
+    counted: tuple[str, ...] = ("text", "end")  # with "audio" and "markers" too: plain DPO
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Which spoken answers sft2 learns from (``recipe/select.py``)."""
+
+    listen: bool = True  # those that the judge understands; else all
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """How preference pairs are made from the sft1 model's own answers (``recipe/pairs.py``)."""
+
+    seed: int = 0
+    questions: int = 2000  # of the tokenized training questions, the first ones
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)  # one answer each; 0 is the greedy one
+    top_p: float = 1.0
+    listen: bool = True  # speak every answer and have it judged; else the text alone decides
+    own_answers: bool = False  # leave out questions that no sample answers; else the corpus's answer is chosen there
+    batch: int = 50  # questions at a time, and in a file
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Weights of the mean; every stage with a positive one must have run (AQAA paper, Eq. 3)."""
+
+    sft1: float = 5.0
+    sft2: float = 5.0
+    dpo: float = 1.0
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
     """From nothing to a shipped model."""
 
-    name: str = "pocket"
-    start: str = ""  # a model folder: its tokenizers, vocoder and text pieces are kept, its decoder goes into sft
+    name: str = "pocket"  # of the run folder
+    config: str = "configs/pocket.py"  # where these values come from, for the model card
+    start: str = ""  # a model folder: its tokenizers, vocoder and text pieces are kept, its decoder goes into sft1
     system: SystemConfig = field(default_factory=SystemConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     text_pieces: int = 400  # of the text tokenizer: few, so that text runs beside the audio it belongs to
@@ -92,6 +143,14 @@ class RecipeConfig:
     hift: StageConfig = field(default_factory=StageConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     pretrain_mix: MixConfig = field(default_factory=MixConfig)
-    sft: StageConfig = field(default_factory=StageConfig)
-    sft_mix: MixConfig = field(default_factory=MixConfig)
-    stages: tuple[str, ...] = STAGES
+    sft1: StageConfig = field(default_factory=StageConfig)
+    sft1_mix: MixConfig = field(default_factory=MixConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    sft2: StageConfig = field(default_factory=StageConfig)
+    sft2_mix: MixConfig = field(default_factory=MixConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    dpo: StageConfig = field(default_factory=StageConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    stages: tuple[str, ...] = (*PRETRAINING, "sft1", "package")
+    only: tuple[str, ...] = ()  # of these stages, the ones that a command runs; empty: all

@@ -1,35 +1,58 @@
-"""Training the decoder of a recipe: pretrain, then sft on the same tasks in other shares."""
+"""Training the decoder of a recipe: pretrain, sft1 and sft2 are the same tasks in other shares; dpo is its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from aqaa_jax.atomic import read_json
 from aqaa_jax.checkpoint.files import load_model, read_file, save_model
-from aqaa_jax.config import to_dict
+from aqaa_jax.config import ShardingConfig, to_dict
 from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.language import LanguageBatch, bucket_batches
+from aqaa_jax.data.pairs import load_pairs
+from aqaa_jax.data.reader import Reader
 from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
+from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
+from aqaa_jax.sharding.axes import BATCH
+from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.partition import mesh_axes, partitioning
+from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
-from aqaa_jax.training.loop import train
+from aqaa_jax.training.distributed import first, whole
+from aqaa_jax.training.executable import description
+from aqaa_jax.training.loop import Stage, train
+from aqaa_jax.training.reference import reference_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
+from aqaa_jax.training.stages.preference import TASK, PreferenceStage
 from aqaa_jax.training.start import started
 
 Say = Callable[[str], None]
+DECODER = "decoder.safetensors"
+SELECTED = "answers.json"  # of select: which answers sft2 learns
+PAIRS = "pairs.npz"  # of pairs
 
 
-def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig) -> SpokenTasks:
-    """The tokenized corpus of a run as language-model tasks."""
+def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig, kept: Path | None = None) -> SpokenTasks:
+    """The tokenized corpus of a run as language-model tasks; of the questions, those whose answers ``kept`` names."""
 
     def spoken(name: str) -> SpokenSet:
         return SpokenSet(corpus.items(recipe, name), load_audio(run_dir / "tokenize" / f"{name}.npz"))
 
+    questions = spoken("questions")
+    if kept is not None:
+        answers = frozenset(read_json(kept)["kept"])
+        at = [i for i, item in enumerate(questions.items) if item.answer_id in answers]
+        questions = SpokenSet([questions.items[i] for i in at], [questions.audio[i] for i in at])
     return SpokenTasks(
-        questions=spoken("questions").emphasised(mix.emphasis),
+        questions=questions.emphasised(mix.emphasis),
         answers=spoken("answers"),
         voice=spoken("voice"),
         text=corpus.text_tokenizer(recipe, run_dir),
@@ -67,41 +90,123 @@ def _principal(x: np.ndarray, width: int) -> np.ndarray:
     return (u * s)[:, :width]
 
 
-def _train(recipe: RecipeConfig, run_dir: Path, name: str, stage_config: StageConfig, mix: MixConfig, say: Say) -> None:
-    tasks = spoken_tasks(recipe, run_dir, mix)
+def decoder_of(recipe: RecipeConfig, run_dir: Path, stage: str) -> Decoder:
+    """The decoder that ``stage`` left. Raises ``FileNotFoundError`` when it has not run."""
+    path = run_dir / stage / DECODER
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; stage {stage!r} has to run first")
+    return load_model(path, abstract(recipe.system, "decoder"))
+
+
+def _batches(
+    recipe: RecipeConfig, run_dir: Path, stage_config: StageConfig, mix: MixConfig, kept: Path | None = None
+) -> Callable[[int], LanguageBatch]:
+    """Of the packed dataset that the stage names, else of the recipe's own corpus."""
+    seed = stage_config.loop.seed
+    if stage_config.dataset:
+        reader = Reader(
+            stage_config.dataset,
+            batch=stage_config.batch,
+            seed=seed,
+            code_noise=mix.code_noise,
+            workers=stage_config.workers,
+        )
+        if reader.packed.vocab != recipe.system.vocab:
+            raise ValueError(f"{stage_config.dataset}: packed for {reader.packed.vocab}, not for {recipe.system.vocab}")
+        if reader.packed.pairs:
+            raise ValueError(f"{stage_config.dataset}: holds preference pairs; this stage takes examples of one answer")
+        return reader
+    tasks = spoken_tasks(recipe, run_dir, mix, kept)
     wanted = shares(to_dict(mix))
     plan = BucketPlan(
         tasks.lengths(wanted),
         wanted,
         tokens=stage_config.tokens,
         steps=stage_config.loop.steps,
-        seed=stage_config.loop.seed,
+        seed=seed,
+        shards=batch_shards(stage_config.loop.sharding),
     )
-    start = rows = None
-    if name == "sft":
-        start = started(recipe, run_dir, name, "decoder")
-        if start is None:
-            start = load_model(run_dir / "pretrain" / "decoder.safetensors", abstract(recipe.system, "decoder"))
-    else:
-        rows = codebook_rows(run_dir, recipe.system.decoder.embed)
+    return bucket_batches(plan, tasks.example, seed)
+
+
+def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
+    stage_config: StageConfig = getattr(recipe, name)
     stage = LanguageStage(
         name=name,
         decoder=recipe.system.decoder,
         vocab=recipe.system.vocab,
-        plan=plan,
-        examples=tasks.example,
-        seed=stage_config.loop.seed,
-        audio_rows=rows,
+        batches=_batches(recipe, run_dir, stage_config, getattr(recipe, f"{name}_mix"), kept),
+        audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
+        head_chunk=stage_config.head_chunk,
     )
-    model = train(stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say)
-    save_model(run_dir / name / "decoder.safetensors", model, metadata={"part": "decoder"})
+    _train_decoder(recipe, run_dir, stage, stage_config, start, say)
+
+
+def _train_decoder(
+    recipe: RecipeConfig, run_dir: Path, stage: Stage, config: StageConfig, start: Decoder | None, say: Say
+) -> None:
+    describe = partial(description, stage.name, recipe.system.decoder, recipe.system.vocab, config)
+    folder = run_dir / stage.name
+    model = whole(train(stage, folder, config.loop, config.optimizer, start=start, log=say, describe=describe))
+    if first():
+        save_model(folder / DECODER, model, metadata={"part": "decoder"})
+
+
+def batch_shards(config: ShardingConfig) -> int:
+    """How many devices the rows of a batch are split over."""
+    mesh = make_mesh(config.mesh)
+    with partitioning(mesh, rules_of(config)):
+        return math.prod(mesh.shape[axis] for axis in mesh_axes(BATCH))
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
     """From random weights, audio embeddings from the codebooks: ``pretrain/decoder.safetensors``."""
-    _train(recipe, run_dir, "pretrain", recipe.pretrain, recipe.pretrain_mix, say)
+    _train(recipe, run_dir, "pretrain", say, None, None)
 
 
-def train_sft(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
-    """From the pre-trained decoder: ``sft/decoder.safetensors``."""
-    _train(recipe, run_dir, "sft", recipe.sft, recipe.sft_mix, say)
+def train_sft1(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From the pre-trained decoder, or from the one the run began with: ``sft1/decoder.safetensors``."""
+    start = started(recipe, run_dir, "sft1", "decoder")
+    _train(recipe, run_dir, "sft1", say, decoder_of(recipe, run_dir, "pretrain") if start is None else start, None)
+
+
+def train_sft2(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From sft1, on questions whose answers were selected: ``sft2/decoder.safetensors``."""
+    start = decoder_of(recipe, run_dir, "sft1")
+    _train(recipe, run_dir, "sft2", say, start, run_dir / "select" / SELECTED)
+
+
+def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
+    """From sft1, which is the reference too, on the pairs of the run: ``dpo/decoder.safetensors``."""
+    config, vocab = recipe.dpo, Vocab(recipe.system.vocab)
+    pairs = load_pairs(run_dir / "pairs" / PAIRS)
+    references = reference_log_probs(
+        run_dir / "pairs" / "reference",
+        run_dir / "sft1" / DECODER,
+        lambda: decoder_of(recipe, run_dir, "sft1"),
+        pairs,
+        recipe.system.decoder,
+        vocab,
+        tokens=config.tokens,
+        say=say,
+    )
+    lengths, seed = {TASK: np.array([pair.length for pair in pairs])}, config.loop.seed
+    plan = BucketPlan(
+        lengths,
+        {TASK: 1.0},
+        tokens=config.tokens,
+        steps=config.loop.steps,
+        seed=seed,
+        shards=batch_shards(config.loop.sharding),
+    )
+    stage = PreferenceStage(
+        name="dpo",
+        decoder=recipe.system.decoder,
+        vocab=vocab,
+        plan=plan,
+        pairs=pairs,
+        references=references,
+        config=recipe.preference,
+        head_chunk=config.head_chunk,
+    )
+    _train_decoder(recipe, run_dir, stage, config, decoder_of(recipe, run_dir, "sft1"), say)

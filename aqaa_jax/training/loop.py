@@ -16,16 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from aqaa_jax.atomic import write_json
 from aqaa_jax.checkpoint.store import Store
 from aqaa_jax.sharding import partition
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.rules import Rules, rules_of
+from aqaa_jax.sharding.xla_flags import options_for
+from aqaa_jax.training import executable
 from aqaa_jax.training.config import LoopConfig, OptimizerConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.state import TrainState, init_state
-from aqaa_jax.training.step import Terms, make_train_step
+from aqaa_jax.training.step import Terms, step_of
 
 
 class Stage(Protocol):
@@ -50,6 +53,8 @@ class Stage(Protocol):
         """Called before each step, for work outside the gradient (codebook revival); mostly the identity."""
         ...
 
+    # A stage may have ``settle`` as well (``step.Settle``), for weights that no gradient moves.
+
     def evaluate(self, model: Any) -> dict[str, float]:
         """Figures on held-out data, once at the end."""
         ...
@@ -63,14 +68,15 @@ def train(
     *,
     start: Any | None = None,
     log: Callable[[str], None] | None = None,
+    describe: Callable[[Mapping[str, str], tuple[str, int]], Mapping[str, Any]] | None = None,
 ) -> Any:
     """Train ``stage`` to ``loop.steps`` in ``run_dir`` (resuming what is there) and return the model.
 
     ``start`` is a model to go on from, in place of the stage's new one. On any mesh and in any number of processes
-    (``loop.sharding``) the run is the same up to rounding, and may be resumed on another mesh.
-
-    The averaged model is returned when ``ema_decay`` is set. SIGTERM saves and exits with code 143;
-    running the same command again goes on from there with the same batches and random numbers.
+    (``loop.sharding``) the run is the same up to rounding, and may be resumed on another mesh. The averaged model is
+    returned when ``ema_decay`` is set. SIGTERM saves and exits with code 143; running the same command again goes on
+    from there with the same batches and random numbers.
+    ``describe(flags, devices)`` is what the step is made of, for ``loop.executable``.
     """
     first = jax.process_index() == 0  # the one that tells and writes
     say = (log or _to_stderr) if first else (lambda text: None)
@@ -90,7 +96,7 @@ def train(
         return init_state(model, optimizer, ema=loop.ema_decay > 0)
 
     state, places = _placed_state(begin, start, mesh, table, store, latest)
-    train_step = make_train_step(stage.loss, stage.weights, optimizer, ema_decay=loop.ema_decay, places=places)
+    train_step = _step(stage, loop, optimizer, places, mesh, describe)
     interrupted = _on_sigterm()
     journal_path = run_dir / "metrics.jsonl" if first else Path(os.devnull)
     with partition.partitioning(mesh, table), journal_path.open("a") as journal:
@@ -114,6 +120,22 @@ def train(
         write_json(run_dir / "evaluation.json", figures)
         say(f"[{stage.name}] " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     return model
+
+
+def _step(
+    stage: Stage, loop: LoopConfig, optimizer: Any, places: Any, mesh: Mesh, describe: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """The step compiled on first use, with the options of the chip; or the one of ``loop.executable``."""
+    devices = list(mesh.devices.flat)
+    flags = options_for(devices, loop.xla)
+    step = step_of(stage, loop, optimizer, places, flags)
+    if not loop.executable:
+        return step
+    if describe is None:
+        raise ValueError(f"stage {stage.name!r} runs no executable; expected loop.executable to be empty")
+    return executable.saved_step(
+        loop.executable, describe(flags, (devices[0].device_kind, len(devices))), step, devices
+    )
 
 
 def _placed_state(

@@ -9,10 +9,11 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
-from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
+from aqaa_jax.sharding.axes import EMBED, EXPERT_EMBED, EXPERTS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
 from aqaa_jax.training.config import OptimizerConfig
 
 HIDDEN = frozenset({HEADS, KV_HEADS, HEAD_DIM, MLP})  # what a hidden matrix maps the model width to, or from
+MU_DTYPES = ("", "float32", "bfloat16")
 MUON_RMS = 0.2  # of an update at learning rate 1: that of AdamW, so that one learning rate serves both
 
 
@@ -27,15 +28,20 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW or Muon, after clipping; weight decay touches arrays of rank two and more, not scales and biases.
 
-    Raises ``ValueError`` for another ``config.kind``.
+    Both moments have the dtype of the weights, float32 for training in mixed precision; ``mu_dtype`` is another one for
+    the first. Raises ``ValueError`` for another ``config.kind`` or ``mu_dtype``.
     """
     rate = schedule(config, steps)
+    if config.mu_dtype not in MU_DTYPES:
+        raise ValueError(f"optimizer mu_dtype {config.mu_dtype!r} is none of {', '.join(MU_DTYPES[1:])}, or empty")
+    mu_dtype = config.mu_dtype or None
     if config.kind == "adamw":
         rule = optax.adamw(
             rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
+            mu_dtype=mu_dtype,
             weight_decay=config.weight_decay,
             mask=_matrices,
         )
@@ -43,6 +49,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         rule = muon(
             rate,
             beta=config.muon_beta,
+            mu_dtype=mu_dtype,
             weight_decay=config.weight_decay,
             weight_decay_mask=_matrices,
             adam_b1=config.beta1,
@@ -59,15 +66,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def muon_axes(params: Any) -> Any:
     """For each weight the two groups of axes that make it a matrix for Muon, or None: AdamW's.
 
-    A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; a leading
-    ``LAYERS`` axis is a batch of matrices. Embeddings, heads, convolutions, scales and biases stay with AdamW,
-    which has Nesterov momentum there (Jordan 2024, "Muon").
+    A hidden matrix maps the model width to heads or to the feed-forward width, or back, whatever its rank; leading
+    ``LAYERS`` or ``EXPERTS`` axes are batches of matrices. Embeddings, heads, convolutions, scales and biases stay
+    with AdamW, which has Nesterov momentum there (Jordan 2024, "Muon").
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         axes = variable.get_metadata()["axes"]
-        width = [i for i, name in enumerate(axes) if name == EMBED]
-        rest = tuple(i for i, name in enumerate(axes) if name not in (EMBED, LAYERS))
+        width = [i for i, name in enumerate(axes) if name in (EMBED, EXPERT_EMBED)]
+        rest = tuple(i for i, name in enumerate(axes) if i not in width and name not in (LAYERS, EXPERTS))
         hidden = len(width) == 1 and rest and all(axes[i] in HIDDEN for i in rest)
         return variable.replace(MuonDimensionNumbers(width[0], rest) if hidden else None)
 

@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from aqaa_jax.sharding.manual import over_rows
+from aqaa_jax.training.config import LoopConfig
 from aqaa_jax.training.state import TrainState
 
 # A loss function gives each term as (sum, count); terms are normalised once, globally, then weighted.
 Terms = Mapping[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[Any, Any, jax.Array], Terms]
+# (updated model, model before, means of the terms) -> model: weights that no gradient moves.
+Settle = Callable[[Any, Any, Mapping[str, jax.Array]], Any]
 
 
 def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -21,9 +25,7 @@ def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, d
 
     A term that counts nothing adds nothing; its reported mean is NaN.
     """
-    unknown = set(weights) - set(terms)
-    if unknown:
-        raise ValueError(f"loss weights {sorted(unknown)} name no term; the terms are {sorted(terms)}")
+    _check_weights(terms, weights)
     means = {name: value / jnp.maximum(count, 1.0) for name, (value, count) in terms.items()}
     reported = {name: jnp.where(terms[name][1] > 0, mean, jnp.nan) for name, mean in means.items()}
     return sum((weights[n] * means[n] for n in weights), jnp.zeros(())), reported
@@ -35,25 +37,40 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float = 0.0,
+    microbatches: int = 1,
+    by_rows: bool = False,
+    settle: Settle | None = None,
     places: Any = None,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
     ``places`` are the shardings of the state, which goes in and comes out with them (``partition.state_shardings``).
     A step whose gradient is not finite leaves model and optimizer as they were; ``skipped`` is then 1.
+    ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
+    whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
+    gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
+    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there
+    for it, not for the metrics. ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not
+    positive or does not divide the rows.
     """
+    if microbatches < 1:
+        raise ValueError(f"microbatches is {microbatches}; expected at least 1")
+    gradients = _gradients(loss_fn, weights, microbatches)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-
-        def objective(model: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return total_loss(loss_fn(model, batch, key), weights)
-
-        (loss, means), grads = jax.value_and_grad(objective, has_aux=True)(state.model)
+        if by_rows:
+            grads, terms = over_rows(gradients, state.model, batch, key)
+        else:
+            grads, terms = gradients(lambda x: x, state.model, batch, key)
+        loss, means = total_loss(terms, weights)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
+        model = model if settle is None else settle(model, state.model, means)
+        means = {name: mean for name, mean in means.items() if mean.ndim == 0}
         model, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (model, opt_state), (state.model, state.opt_state)
         )
@@ -64,6 +81,74 @@ def make_train_step(
         metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, model, opt_state, average), metrics
 
+    options = {"compiler_options": dict(compiler_options)} if compiler_options else {}
     if places is None:
-        return jax.jit(step, donate_argnums=0)
-    return jax.jit(step, donate_argnums=0, in_shardings=(places, None, None), out_shardings=(places, None))
+        return jax.jit(step, donate_argnums=0, **options)
+    shardings = {"in_shardings": (places, None, None), "out_shardings": (places, None)}
+    return jax.jit(step, donate_argnums=0, **shardings, **options)
+
+
+def step_of(
+    stage: Any,
+    loop: LoopConfig,
+    optimizer: optax.GradientTransformation,
+    places: Any,
+    compiler_options: Mapping[str, str] | None = None,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step of a stage (``loop.Stage``) as its loop's config asks for it: what is trained with, and planned."""
+    return make_train_step(
+        stage.loss,
+        stage.weights,
+        optimizer,
+        ema_decay=loop.ema_decay,
+        microbatches=loop.microbatches,
+        by_rows=loop.by_rows,
+        settle=getattr(stage, "settle", None),
+        places=places,
+        compiler_options=compiler_options,
+    )
+
+
+def _gradients(loss_fn: LossFn, weights: Mapping[str, float], microbatches: int) -> Callable[..., Any]:
+    """``gradients, terms = f(total, model, batch, key)`` as ``over_rows`` takes it: sums over total counts.
+
+    Counts are data: no gradient flows through them. They are known before the first backward pass, so the gradients of
+    several terms need no sum of their own each.
+    """
+
+    def one(total: Any, model: Any, batch: Any, key: jax.Array, counts: Any = None) -> tuple[Any, Terms]:
+        def sums(model: Any) -> tuple[Any, Any]:
+            terms = loss_fn(model, batch, key)
+            _check_weights(terms, weights)
+            return {name: terms[name][0] for name in weights}, jax.lax.stop_gradient(terms)
+
+        _, pull, terms = jax.vjp(sums, model, has_aux=True)
+        counts = total({name: terms[name][1] for name in weights}) if counts is None else counts
+        (grads,) = pull({name: weights[name] / jnp.maximum(counts[name], 1.0) for name in weights})
+        return grads, terms
+
+    def several(total: Any, model: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
+        parts = jax.tree.map(lambda x: _split(x, microbatches), batch), jax.random.split(key, microbatches)
+        # The compiler drops everything of this pass that the counts do not depend on, which is the model.
+        counted = jax.lax.map(lambda p: {n: loss_fn(model, *p)[n][1] for n in weights}, parts)
+        counts = total(jax.tree.map(lambda x: jnp.sum(x, axis=0), counted))
+
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, one(total, model, *part, counts)), None
+
+        shapes = jax.eval_shape(lambda p: one(total, model, *p, counts), jax.tree.map(lambda x: x[0], parts))
+        return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)[0]
+
+    return one if microbatches == 1 else several
+
+
+def _split(x: jax.Array, many: int) -> jax.Array:
+    """``many`` parts as a leading axis, every ``many``-th row in one, so that each has rows of every device."""
+    if x.shape[0] % many:
+        raise ValueError(f"{x.shape[0]} rows do not divide into {many} microbatches")
+    return jnp.moveaxis(jnp.asarray(x).reshape(-1, many, *x.shape[1:]), 1, 0)
+
+
+def _check_weights(terms: Terms, weights: Mapping[str, float]) -> None:
+    if unknown := set(weights) - set(terms):
+        raise ValueError(f"loss weights {sorted(unknown)} name no term; the terms are {sorted(terms)}")

@@ -15,7 +15,7 @@ from aqaa_jax.codec.tokenizer import LinguisticTokenizer, SemanticTokenizer
 from aqaa_jax.data.phones import phone_inventory
 from aqaa_jax.data.speech import Labelled, labelled
 from aqaa_jax.dsp import fbank, mel, wav
-from aqaa_jax.training import corpus
+from aqaa_jax.training import corpus, distributed
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.kmeans import kmeans
 from aqaa_jax.training.loop import train
@@ -63,7 +63,9 @@ def train_linguistic(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         seed=stage_config.loop.seed,
         cmvn=(-frames.mean(axis=0), 1.0 / np.maximum(frames.std(axis=0), 1e-3)),
     )
-    model = train(stage, out, stage_config.loop, stage_config.optimizer, log=say)
+    model = distributed.whole(train(stage, out, stage_config.loop, stage_config.optimizer, log=say))
+    if not distributed.first():
+        return
     vectors = encoded_frames(model, train_set, stage_config.batch, stage_config.length)
     centroids, error = kmeans(vectors, config.codes, seed=stage_config.loop.seed)
     say(f"[linguistic] k-means over {len(vectors)} frames: mean squared distance {error:.4g}")
@@ -94,7 +96,9 @@ def train_semantic(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         seed=stage_config.loop.seed,
         steps=stage_config.loop.steps,
     )
-    model = train(stage, out, stage_config.loop, stage_config.optimizer, log=say)
+    model = distributed.whole(train(stage, out, stage_config.loop, stage_config.optimizer, log=say))
+    if not distributed.first():
+        return
     tokenizer = SemanticTokenizer(config, rngs=nnx.Rngs(0))
     tokenizer.encoder, tokenizer.codebook = model.encoder, model.codebook
     save_model(out / "semantic.safetensors", tokenizer, metadata={"part": "semantic"})

@@ -14,7 +14,7 @@ from aqaa_jax.data.tasks import load_audio
 from aqaa_jax.dsp import mel as mels
 from aqaa_jax.dsp import pitch, wav
 from aqaa_jax.tokens.vocab import Vocab
-from aqaa_jax.training import corpus
+from aqaa_jax.training import corpus, distributed
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.language import codebook_rows
 from aqaa_jax.training.loop import train
@@ -59,8 +59,11 @@ def train_flow(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         token_rows=codebook_rows(run_dir, config.encoder.embed) if first is None else None,
         weights={"velocity": 1.0, "prior": recipe.prior_weight},
     )
-    model = train(stage, run_dir / "flow", stage_config.loop, stage_config.optimizer, start=first, log=say)
-    save_model(run_dir / "flow" / "flow.safetensors", model, metadata={"part": "flow"})
+    model = distributed.whole(
+        train(stage, run_dir / "flow", stage_config.loop, stage_config.optimizer, start=first, log=say)
+    )
+    if distributed.first():
+        save_model(run_dir / "flow" / "flow.safetensors", model, metadata={"part": "flow"})
 
 
 def _mel_wav(waveform: np.ndarray, config: MelConfig) -> MelWav:
@@ -83,5 +86,8 @@ def train_hift(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         seed=stage_config.loop.seed,
     )
     first = started(recipe, run_dir, "hift", "hift")
-    model = train(stage, run_dir / "hift", stage_config.loop, stage_config.optimizer, start=first, log=say)
-    save_model(run_dir / "hift" / "hift.safetensors", model, metadata={"part": "hift"})
+    model = distributed.whole(
+        train(stage, run_dir / "hift", stage_config.loop, stage_config.optimizer, start=first, log=say)
+    )
+    if distributed.first():
+        save_model(run_dir / "hift" / "hift.safetensors", model, metadata={"part": "hift"})

@@ -185,7 +185,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, name, weight):
 def test_how_a_model_is_run_may_differ(folders, tmp_path):
     shutil.copytree(shipped_folder(), tmp_path / "b")
     edit_config(("sampling", "temperature"), 0.123)(tmp_path / "b")
-    edit_config(("decoder", "remat"), True)(tmp_path / "b")
+    edit_config(("decoder", "remat"), "full")(tmp_path / "b")
     merge([(folders[0], 1), (tmp_path / "b", 1)], tmp_path / "out")
     assert read_config(tmp_path / "out") == read_config(folders[0])
 

@@ -11,10 +11,12 @@ from flax import nnx
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.nn.remat import POLICIES
 
 CONFIG = DecoderConfig(
     vocab=48, embed=16, mlp=24, heads=6, kv_heads=2, head_dim=4, layers=2, dtype="float32", param_dtype="float32"
 )
+CHANGES = [*({"remat": name} for name in POLICIES), {"unroll": 2}, {"scan": False}, {"scan": False, "remat": "full"}]
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}  # float32 rounding of logits of size 1 to 10
 
 
@@ -146,7 +148,11 @@ def test_int8_is_the_model_of_the_rounded_weights_with_and_without_a_cache(decod
     np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"scan": False}, {"scan": False, "remat": True}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [*({"remat": name} for name in POLICIES), {"unroll": 2}, {"scan": False}, {"scan": False, "remat": "full"}],
+    ids=str,
+)
 def test_how_layers_run_changes_neither_value_nor_gradient(decoder, change):
     tokens = ids(8, 2, 7)
     other = jax.tree.map(lambda w: w, decoder)

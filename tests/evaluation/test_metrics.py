@@ -10,13 +10,15 @@ from aqaa_jax.data.voices import ANSWER_STYLES, ANSWER_VOICE
 from aqaa_jax.evaluation.metrics import (
     active_seconds,
     bootstrap,
+    character_edits,
     character_error_rate,
-    edit_distance,
     exact_match,
     length_ratio,
     median_f0,
     proportion,
+    repeats,
     speaking_rate,
+    word_edits,
     word_error_rate,
 )
 
@@ -50,21 +52,29 @@ def test_bootstrap_interval():
         bootstrap(x, statistic="mode")
 
 
-def test_edit_distance():
-    assert edit_distance("kitten", "sitting") == 3
-    assert edit_distance("", "abc") == edit_distance("abc", "") == 3
-    assert edit_distance("abc", "abc") == 0
-    assert edit_distance(["a", "b"], ["b"]) == 1
+def test_edits_of_words_and_characters():
+    assert character_edits("kitten", "sitting") == (3, 7)
+    assert word_edits("a b", "b") == (1, 1) and word_edits("", "a b") == (2, 2) and word_edits("a", "") == (1, 0)
+    assert word_edits("今天天氣", "今天 天气！") == (1, 4)  # Chinese: a word is a character
 
 
 def test_error_rates_and_match():
     references = ["The day is Monday.", "You said apple."]
-    assert word_error_rate(["the day was monday", "you said apple"], references) == pytest.approx(1 / 7)
-    assert character_error_rate(["the day is monday", "you said apples"], references) == pytest.approx(1 / 31)
+    rate = word_error_rate(["the day was monday", "you said apple"], references)
+    assert rate.value == pytest.approx(1 / 7) and (rate.low, rate.high) == (0.0, 0.25) and rate.n == 2
+    assert character_error_rate(["the day is monday", "you said apples"], references).value == pytest.approx(1 / 31)
     assert exact_match(["the day is monday!", "you said"], references).value == 0.5
     assert exact_match([""], [""]).value == 0.0
-    with pytest.raises(ValueError, match="1 hypotheses for 2"):
+    assert math.isnan(word_error_rate([], []).value) and math.isnan(word_error_rate(["a"], [""]).value)
+    with pytest.raises(ValueError, match="longer"):
         word_error_rate(["a"], references)
+
+
+def test_stutters_are_found():
+    for text in ("one one one", "The day is the day is Monday.", "so it goes, so it goes"):
+        assert repeats(text), text
+    for text in ("", "one one", "the answer is the one", "一 二 一 三"):
+        assert not repeats(text), text
 
 
 @pytest.mark.parametrize("frequency", [85.0, 143.0, 189.0, 245.0, 400.0])

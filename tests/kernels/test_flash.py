@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from aqaa_jax.kernels.flash import flash_attention
-from tests.kernels.cases import check, inputs, packed, rows_of, whole
+from tests.kernels.cases import check, inputs, packed, rows_of
 
 LIMITS = {jnp.float32: 1e-6, jnp.bfloat16: 5e-3}
 

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from aqaa_jax.config import MeshConfig, ShardingConfig
 from aqaa_jax.nn.linear import Linear
+from aqaa_jax.sharding import partition
 from aqaa_jax.sharding.axes import EMBED, MLP
+from aqaa_jax.sharding.mesh import make_mesh
+from aqaa_jax.sharding.rules import rules_of
+from aqaa_jax.training import executable
 from aqaa_jax.training.config import LoopConfig, OptimizerConfig
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.state import init_state
-from aqaa_jax.training.step import make_train_step, total_loss
+from aqaa_jax.training.step import make_train_step, step_of, total_loss
 
 OPTIMIZER = OptimizerConfig(peak_lr=1e-2, warmup_steps=3)
 
@@ -93,3 +98,27 @@ def test_terms_are_weighted_means_and_an_empty_one_has_none():
     assert float(loss) == 4.0 and float(means["a"]) == 2.0 and np.isnan(means["b"])
     with pytest.raises(ValueError, match="name no term"):
         total_loss(terms, {"c": 1.0})
+
+
+def test_a_planned_executable_runs_in_place_of_the_step(tmp_path):
+    loop = LoopConfig(steps=5, sharding=ShardingConfig(MeshConfig(data=2), "data"))
+    expected = run(tmp_path / "compiled here", loop)
+    mesh, table = make_mesh(loop.sharding.mesh), rules_of(loop.sharding)
+    stage, optimizer = Fit(), make_optimizer(OPTIMIZER, loop.steps)
+    state = init_state(stage.init(jax.random.key(0)), optimizer, ema=False)
+    places = partition.state_shardings(state, state.model, mesh, table)
+    with partition.partitioning(mesh, table):
+        batch = partition.place_rows(stage.batch(0), mesh, table)
+        step = step_of(stage, loop, optimizer, places)
+        compiled = step.lower(jax.device_put(state, places), batch, jax.random.key(0)).compile()
+    executable.save(tmp_path / "step.aot", compiled, {"flags": {}, "devices": ["cpu", 2]})
+    loop = replace(loop, executable=str(tmp_path / "step.aot"))
+    describe = lambda flags, devices: {"flags": flags, "devices": list(devices)}  # noqa: E731
+    loaded = train(Fit(), tmp_path / "loaded", loop, OPTIMIZER, log=lambda text: None, describe=describe)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="made of another devices"):
+        other = lambda flags, devices: {"flags": flags, "devices": ["cpu", 4]}  # noqa: E731
+        train(Fit(), tmp_path / "refused", loop, OPTIMIZER, log=lambda text: None, describe=other)
+    with pytest.raises(ValueError, match="stage 'fit' runs no executable"):
+        run(tmp_path / "unknown", loop)

@@ -74,3 +74,18 @@ def test_muon_learns(model):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind 'sgd' is none of adamw, muon"):
         make_optimizer(OptimizerConfig(kind="sgd"), 10)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_first_moment_has_a_dtype_of_its_own(model, kind):
+    state = make_optimizer(OptimizerConfig(kind=kind, mu_dtype="bfloat16"), 10).init(jax.tree.map(jnp.float32, model))
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    moments = {"mu": jnp.bfloat16, "nu": jnp.float32}
+    found = [(jax.tree_util.keystr(path), leaf.dtype) for path, leaf in paths if leaf.ndim]
+    for name, dtype in moments.items():
+        assert {d for path, d in found if f".{name}" in path} == {jnp.dtype(dtype)}
+
+
+def test_an_unknown_dtype_of_the_first_moment_is_refused():
+    with pytest.raises(ValueError, match="mu_dtype 'float8' is none of float32, bfloat16"):
+        make_optimizer(OptimizerConfig(mu_dtype="float8"), 10)

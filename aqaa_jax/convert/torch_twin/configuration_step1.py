@@ -2,13 +2,28 @@
 
 from transformers import PretrainedConfig
 
+EXPERTS = {
+    "n_routed_experts": 0,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 0,
+    "shared_expert_intermediate_size": 0,
+    "scoring_func": "softmax",
+    "norm_topk_prob": True,
+    "router_aux_loss_coef": 0.0,
+    "router_z_loss_coef": 0.0,
+    "router_bias_update_rate": 0.0,
+}
+
 
 class Step1Config(PretrainedConfig):
-    """The published fields of Step-Audio's ``config.json``, and two of our own.
+    """The published fields of Step-Audio's ``config.json``, and some of our own.
 
     ``alibi_slopes`` holds one positive slope per query head where they differ from the published series (``None``
     otherwise). ``tie_word_embeddings`` is false unless a file says otherwise: Step1's head is a matrix of its own,
-    although the published files leave the field out and transformers would take that for true.
+    although the published files leave the field out and transformers would take that for true. With
+    ``n_routed_experts`` above 0 every layer has that many experts of ``moe_intermediate_size`` in place of the dense
+    one; ``scoring_func`` is softmax or sigmoid; a ``router_bias_update_rate`` above 0 says that routers have a bias.
+    The coefficients of losses are kept for those who train on, and read by nothing here.
     """
 
     model_type = "step1"
@@ -43,6 +58,14 @@ class Step1Config(PretrainedConfig):
             raise ValueError(
                 f"alibi_slopes has {len(alibi_slopes)} values, expected one per head: {num_attention_heads}"
             )
+        for name, default in EXPERTS.items():
+            setattr(self, name, kwargs.pop(name, default))
+        if self.n_routed_experts and not 1 <= self.num_experts_per_tok <= self.n_routed_experts:
+            raise ValueError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to {self.n_routed_experts}"
+            )
+        if self.scoring_func not in ("softmax", "sigmoid"):
+            raise ValueError(f"scoring_func is {self.scoring_func!r}, expected softmax or sigmoid")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

@@ -6,8 +6,9 @@
 Written by ``aqaa export``; part of aqaa_jax (Apache-2.0), the same function as its ``aqaa_jax/decoder``. A pre-norm
 decoder without biases: grouped-query attention, SwiGLU, RMSNorm, an untied head. Positions come from ALiBi alone, with
 the square root of the distance: head h adds ``-slope_h * sqrt(i - j)`` to the logit of query i and key j.
-Tensor names and shapes are the published ones. Differences from the published module: ``attention_mask`` is respected
-(batches may be padded on either side), gradient checkpointing is there, keys and values are cached per head.
+Tensor names and shapes are the published ones; experts, which no published Step1 has, are named as in DeepSeek-V3.
+Differences from the published module: ``attention_mask`` is respected (batches may be padded on either side), gradient
+checkpointing is there, keys and values are cached per head.
 The bias is a [heads, L, S] array: for long prompts feed the cache in pieces, or use a server with a fused kernel.
 """
 
@@ -91,14 +92,56 @@ class Step1Attention(nn.Module):
 class Step1MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: Step1Config):
+    def __init__(self, hidden: int, width: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Step1Router(nn.Module):
+    """The experts of every token by score plus bias, and the weights of their outputs by score alone; in float32."""
+
+    def __init__(self, config: Step1Config):
+        super().__init__()
+        self.top_k, self.softmax = config.num_experts_per_tok, config.scoring_func == "softmax"
+        self.normalise = config.norm_topk_prob
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
+        self.e_score_correction_bias = nn.Parameter(bias, False) if config.router_bias_update_rate else None
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` [tokens, hidden] -> experts and weights, [tokens, top_k] each."""
+        logits = F.linear(x.float(), self.weight.float())
+        scores = logits.softmax(-1) if self.softmax else logits.sigmoid()
+        order = scores if self.e_score_correction_bias is None else scores + self.e_score_correction_bias.float()
+        experts = order.topk(self.top_k, dim=-1).indices
+        weights = scores.gather(-1, experts)
+        return experts, weights / weights.sum(-1, keepdim=True) if self.normalise else weights
+
+
+class Step1MoE(nn.Module):
+    """The weighted sum of the experts that a token chose, and a shared expert if there is one; nothing is dropped."""
+
+    def __init__(self, config: Step1Config):
+        super().__init__()
+        hidden, width, shared = config.hidden_size, config.moe_intermediate_size, config.shared_expert_intermediate_size
+        self.gate = Step1Router(config)
+        self.experts = nn.ModuleList([Step1MLP(hidden, width) for _ in range(config.n_routed_experts)])
+        self.shared_experts = Step1MLP(hidden, shared) if shared else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        experts, weights = self.gate(tokens)
+        out = torch.zeros_like(tokens, dtype=torch.float32)
+        for e in experts.unique().tolist():
+            token, choice = (experts == e).nonzero(as_tuple=True)
+            out.index_add_(0, token, self.experts[e](tokens[token]).float() * weights[token, choice, None])
+        out = out.to(x.dtype).view_as(x)
+        return out if self.shared_experts is None else out + self.shared_experts(x)
 
 
 class Step1DecoderLayer(nn.Module):
@@ -109,7 +152,8 @@ class Step1DecoderLayer(nn.Module):
         self.input_layernorm = Step1RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Step1Attention(config, layer)
         self.post_attention_layernorm = Step1RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Step1MLP(config)
+        dense = Step1MLP(config.hidden_size, config.intermediate_size) if not config.n_routed_experts else None
+        self.mlp = dense or Step1MoE(config)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         x = x + self.self_attn(self.input_layernorm(x), bias, cache)
@@ -125,10 +169,11 @@ class Step1PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Step1DecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # moved in steps that bfloat16 would lose
     _supports_cache_class = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, (nn.Linear, nn.Embedding, Step1Router)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, Step1RMSNorm):
             nn.init.ones_(module.weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,15 +12,15 @@ import numpy as np
 from flax import nnx
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
-from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.language import LanguageBatch, language_batch
+from aqaa_jax.data.language import LanguageBatch
 from aqaa_jax.decoder.model import Decoder
-from aqaa_jax.losses.cross_entropy import cross_entropy
+from aqaa_jax.losses.cross_entropy import target_log_probs
+from aqaa_jax.losses.experts import expert_terms
+from aqaa_jax.losses.masked import masked_sum_count
+from aqaa_jax.nn.moe import balanced
+from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
-
-# task, example number, random generator -> (ids, loss_mask)
-Examples = Callable[[str, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,29 @@ class LanguageStage:
     name: str
     decoder: DecoderConfig
     vocab: VocabConfig
-    plan: BucketPlan
-    examples: Examples
-    seed: int
+    batches: Callable[[int], LanguageBatch]  # of a step: a pure function (data/language.py, data/reader.py)
+    head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
     audio_rows: np.ndarray | None = None  # [linguistic + semantic, embed]: initial audio embeddings
-    weights: Mapping[str, float] = field(default_factory=lambda: {"answer": 1.0})
     figures: Callable[[Decoder], dict[str, float]] = lambda model: {}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The loss on the answers and, where there are experts, what keeps them in balance."""
+        return {"answer": 1.0, **expert_weights(self.decoder)}
 
     def init(self, key: jax.Array) -> Decoder:
         model = Decoder(self.decoder, rngs=nnx.Rngs(key))
         return model if self.audio_rows is None else _with_audio_rows(model, self.vocab, self.audio_rows)
 
     def batch(self, step: int) -> LanguageBatch:
-        task, rows, length = self.plan[step]
-        rng = np.random.default_rng([self.seed, 2, step])
-        return language_batch([self.examples(task, int(row), rng) for row in rows], length)
+        return self.batches(step)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
-        hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
-        source_BK1 = batch["source"][..., None]
-        logits_BKV = model.logits(jnp.take_along_axis(hidden_BLD, source_BK1, axis=1))
-        return answer_terms(logits_BKV, batch["targets"], batch["loss_mask"], self.vocab)
+        log_probs_BK, right_BK, experts = target_scores(model, batch, self.head_chunk)
+        return experts | answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
+
+    def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
+        return settled(self.decoder, new, old, means)
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
         return state
@@ -59,7 +61,34 @@ class LanguageStage:
         return self.figures(model)
 
 
-def answer_terms(logits: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) -> Terms:
+def target_scores(model: Decoder, batch: LanguageBatch, chunk: int = 0) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Of every target [B, K]: log p, float32, and whether it is the likeliest id; and the terms of the experts."""
+    segments_BL = batch["segment_ids"]
+    hidden_BLD, stats = model.hidden(batch["tokens"], segment_ids_BL=segments_BL, with_aux=True)
+    hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
+    head_DV = gathered(model.head, hidden_BKD.dtype)
+    log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=chunk)
+    experts = {} if stats is None else expert_terms(stats, jnp.sum(segments_BL != 0, dtype=jnp.float32))
+    return log_probs_BK, right_BK, experts
+
+
+def expert_weights(decoder: DecoderConfig) -> dict[str, float]:
+    """What keeps the experts in balance, where there are experts."""
+    c = decoder.experts
+    return {} if c is None else {"expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
+
+
+def settled(decoder: DecoderConfig, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
+    """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
+    if decoder.experts is None or not decoder.experts.bias_rate:
+        return new
+    new = jax.tree.map(lambda x: x, new)
+    rate = decoder.experts.bias_rate
+    new.blocks.mlp.bias.set_value(balanced(old.blocks.mlp.bias[...], means["expert_load"], rate))
+    return new
+
+
+def answer_terms(log_probs: Any, right: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) -> Terms:
     """The loss over all targets, and loss and accuracy of each stream for the log."""
     semantic_start = vocab.audio_start + vocab.linguistic
     streams = {
@@ -67,11 +96,11 @@ def answer_terms(logits: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) 
         "linguistic": (targets >= vocab.audio_start) & (targets < semantic_start),
         "semantic": targets >= semantic_start,
     }
-    right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    terms = {"answer": cross_entropy(logits, targets, loss_mask)}
+    terms = {"answer": masked_sum_count(-log_probs, loss_mask)}
     for name, member in streams.items():
         mask = loss_mask * member
-        terms[f"{name}_accuracy"] = (jnp.sum(right * mask), jnp.sum(mask))
+        terms[f"{name}_loss"] = masked_sum_count(-jax.lax.stop_gradient(log_probs), mask)
+        terms[f"{name}_accuracy"] = masked_sum_count(right, mask)
     return terms
 
 

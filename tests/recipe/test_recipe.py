@@ -14,11 +14,11 @@ from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, read_config, read_part
 from aqaa_jax.config import from_dict
 from aqaa_jax.inference.answer import Aqaa
 from aqaa_jax.parts import abstract
-from aqaa_jax.training import recipe
+from aqaa_jax.recipe import run
+from aqaa_jax.recipe.folders import package
+from aqaa_jax.recipe.run import run_recipe
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.corpus import text_tokenizer
-from aqaa_jax.training.package import package
-from aqaa_jax.training.recipe import run_recipe
 from aqaa_jax.training.start import FOLDER, started
 
 
@@ -49,8 +49,8 @@ def test_smoke_recipe_ends_in_a_model_that_answers(tmp_path, capsys):
 def test_unknown_stage_and_changed_recipe_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown stage 'nonsense'"):
         run_recipe(smoke(), tmp_path, only=["nonsense"])
-    with pytest.raises(ValueError, match="stage 'flow' is not one of this recipe, which has hift, sft"):
-        run_recipe(smoke(stages=["hift", "sft"]), tmp_path, only=["flow"])
+    with pytest.raises(ValueError, match="stage 'flow' is not one of this recipe, which has hift, sft1"):
+        run_recipe(smoke(stages=["hift", "sft1"]), tmp_path, only=["flow"])
     run_recipe(smoke(stages=()), tmp_path)
     (tmp_path / "corpus").mkdir()
     changed = smoke(stages=(), corpus={"seed": 5})
@@ -66,7 +66,7 @@ def test_the_time_of_a_stage_counts_every_sitting(tmp_path, monkeypatch):
         if (error := next(sittings)) is not None:
             raise error
 
-    monkeypatch.setitem(recipe.STEPS, "flow", stage)
+    monkeypatch.setitem(run.STEPS, "flow", stage)
     with pytest.raises(SystemExit):
         run_recipe(smoke(), tmp_path, only=["flow"])
     assert not (tmp_path / "flow" / "done.json").exists()
@@ -84,7 +84,7 @@ def test_a_run_can_begin_from_a_model_folder(tmp_path):
     for name, stage in (("linguistic", "linguistic"), ("semantic", "semantic"), ("flow", "flow")):
         assert (tmp_path / stage / f"{name}.safetensors").read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
         assert json.loads((tmp_path / stage / "done.json").read_text())["start"] == str(SHIPPED)
-    for part, stage in (("decoder", "sft"), ("hift", "hift")):
+    for part, stage in (("decoder", "sft1"), ("hift", "hift")):
         first, shipped = started(more, tmp_path, stage, part), read_part(SHIPPED, part, abstract(more.system, part))
         jax.tree.map(np.testing.assert_array_equal, first, shipped)
         assert not (tmp_path / stage / "done.json").exists()
@@ -98,7 +98,7 @@ def test_the_speaker_network_of_the_folder_goes_into_the_new_one(tmp_path):
     (folder / SPEAKER_MODEL).write_bytes(b"a network")
     more = pocket("more", start=str(folder))
     run_recipe(more, run, only=[])
-    for part, stage in (("decoder", "sft"), ("hift", "hift")):  # as if trained on
+    for part, stage in (("decoder", "sft1"), ("hift", "hift")):  # as if trained on
         shutil.copy(run / stage / FOLDER / f"{part}.safetensors", run / stage)
     package(more, run, print)
     assert (run / "model" / SPEAKER_MODEL).read_bytes() == b"a network"
@@ -107,9 +107,9 @@ def test_the_speaker_network_of_the_folder_goes_into_the_new_one(tmp_path):
 
 def test_a_folder_of_another_size_cannot_begin_a_run(tmp_path):
     with pytest.raises(ValueError, match="tokenizer, decoder, vocoder is not configured as the recipe's"):
-        run_recipe(smoke(start=str(SHIPPED), stages=["sft"]), tmp_path)
+        run_recipe(smoke(start=str(SHIPPED), stages=["sft1"]), tmp_path)
     with pytest.raises(FileNotFoundError, match="no such model folder"):
-        run_recipe(smoke(start=str(tmp_path / "nowhere"), stages=["sft"]), tmp_path / "run")
+        run_recipe(smoke(start=str(tmp_path / "nowhere"), stages=["sft1"]), tmp_path / "run")
     with pytest.raises(ValueError, match="stage 'semantic' cannot go on from a model folder"):
         run_recipe(pocket("pocket", start=str(SHIPPED), stages=["semantic"]), tmp_path / "other")
-    assert not (tmp_path / "sft").exists()
+    assert not (tmp_path / "sft1").exists()

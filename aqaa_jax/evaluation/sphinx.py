@@ -1,8 +1,9 @@
-"""The judge: an outside recogniser (pocketsphinx and its en-us model) told which sentences are possible.
+"""An outside recogniser: pocketsphinx and its en-us model, told which sentences are possible, or left to guess.
 
-A closed grammar holds every sentence; what is recognised counts only if it is one of them in full. The judge was
-trained by others and shares nothing with the models it judges. It is a pure function of the waveform: the signal is
-peak-normalised, padded and dithered from a fixed seed, and cepstral means are taken over the one utterance.
+With sentences, a closed grammar holds every one of them, and what is recognised counts only if it is one in full;
+without, its own language model of general English decides. It was trained by others and shares nothing with the models
+it listens to. It is a pure function of the waveform: the signal is peak-normalised, padded and dithered from a fixed
+seed, and cepstral means are taken over the one utterance.
 
 This file imports nothing of the package: ``transcribe_many`` runs it by path in worker processes, so that the caller,
 which has JAX loaded, neither forks nor pays for loading it again.
@@ -30,37 +31,39 @@ SILENCE_PEAK = 1e-4  # quieter than this (-80 dB) is silence, whatever normalisa
 
 
 def normalize_text(text: str) -> str:
-    """The form in which sentences are compared: lower case, words only, single spaces."""
-    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+    """The form in which sentences are compared: lower case, words of any script only, single spaces."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'")))
 
 
-class Judge:
-    """Recognises one of ``sentences`` in a waveform. Raises ``ValueError`` for a word the dictionary lacks."""
+class Recogniser:
+    """Hears one of ``sentences``, or any words if there are none.
 
-    def __init__(self, sentences: Sequence[str]):
+    Raises ``ValueError`` for a word of a sentence that the dictionary lacks.
+    """
+
+    def __init__(self, sentences: Sequence[str] = ()):
         from pocketsphinx import Decoder, get_model_path
 
+        common = {"hmm": get_model_path("en-us/en-us"), "samprate": float(SAMPLE_RATE)}
+        common |= {"cmn": "batch", "loglevel": "FATAL"}
         self._sentences = {normalize_text(s): s for s in sentences}
-        with open(get_model_path("en-us/cmudict-en-us.dict"), encoding="utf-8") as file:
+        words = get_model_path("en-us/cmudict-en-us.dict")
+        if not self._sentences:
+            self._decoder = Decoder(dict=words, lm=get_model_path("en-us/en-us.lm.bin"), **common)
+            return
+        with open(words, encoding="utf-8") as file:
             entries = _entries_for(self._sentences, file.read())
         # A dictionary of the needed words only: the full one takes a second to load.
         with tempfile.TemporaryDirectory() as folder:
             dictionary = os.path.join(folder, "words.dict")
             with open(dictionary, "w", encoding="utf-8") as file:
                 file.write("\n".join(entries) + "\n")
-            self._decoder = Decoder(
-                hmm=get_model_path("en-us/en-us"),
-                dict=dictionary,
-                lm=None,
-                samprate=float(SAMPLE_RATE),
-                cmn="batch",
-                loglevel="FATAL",
-            )
+            self._decoder = Decoder(dict=dictionary, lm=None, **common)
         self._decoder.add_jsgf_string("answers", _grammar([s.split() for s in self._sentences]))
         self._decoder.activate_search("answers")
 
     def transcribe(self, wav: np.ndarray, rate: int) -> str:
-        """The sentence heard in ``wav`` (float, any rate), '' when it is none in full or the wav is silent."""
+        """What is heard in ``wav`` (float, any rate); '' when it is no sentence in full, or the wav is silent."""
         pcm = _prepared(wav, rate)
         if pcm is None:
             return ""
@@ -69,7 +72,7 @@ class Judge:
         self._decoder.end_utt()
         hypothesis = self._decoder.hyp()
         heard = normalize_text(hypothesis.hypstr) if hypothesis else ""
-        return self._sentences.get(heard, "")
+        return self._sentences.get(heard, "") if self._sentences else heard
 
 
 def transcribe_many(
@@ -79,7 +82,7 @@ def transcribe_many(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """``Judge(sentences).transcribe`` of every waveform, in order, by ``workers`` processes."""
+    """``Recogniser(sentences).transcribe`` of every waveform, in order, by ``workers`` processes."""
     out = [""] * len(wavs)
     workers = max(1, min(workers, len(wavs)))
     failures: list[str] = []
@@ -113,7 +116,7 @@ def transcribe_many(
     for thread in threads:
         thread.join()
     if failures:
-        raise RuntimeError(f"the judge stopped: {failures[0]}")
+        raise RuntimeError(f"the recogniser stopped: {failures[0]}")
     return out
 
 
@@ -123,7 +126,7 @@ def _entries_for(sentences: Iterable[str], dictionary: str) -> list[str]:
     lines = [line for line in dictionary.splitlines() if line.split(" ")[0].split("(")[0] in words]
     missing = words - {line.split(" ")[0] for line in lines}
     if missing:
-        raise ValueError(f"the judge's dictionary lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"the recogniser's dictionary lacks {', '.join(sorted(missing))}")
     return lines
 
 
@@ -175,13 +178,13 @@ def _receive(stream) -> bytes:
 def _serve() -> None:
     """The worker: a header with sentences and rate, then waveforms in, sentences out, until the input ends."""
     header = json.loads(_receive(sys.stdin.buffer))
-    judge = Judge(header["sentences"])
+    recogniser = Recogniser(header["sentences"])
     while True:
         try:
             data = _receive(sys.stdin.buffer)
         except EOFError:
             return
-        _send(sys.stdout.buffer, judge.transcribe(np.frombuffer(data, np.float32), header["rate"]).encode())
+        _send(sys.stdout.buffer, recogniser.transcribe(np.frombuffer(data, np.float32), header["rate"]).encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Ahead-of-time plans: the very training step compiled for a TPU topology that is not here, and what it will cost."""

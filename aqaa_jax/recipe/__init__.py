@@ -1,0 +1,1 @@
+"""The stages of training, sampling, judging and merging, strung together: from nothing to a shipped model."""

@@ -1,0 +1,97 @@
+"""Several processes as one run: joining them, and talking before there are devices.
+
+The launcher says what to join in ``AQAA_DISTRIBUTED``: ``auto`` on TPU hosts, which find each other, or
+``I/N@HOST:PORT``, process I of N. Without it there is one process and everything here is local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax._src import distributed as jax_distributed  # its client has no public name
+from jax.experimental import multihost_utils
+
+Tree = TypeVar("Tree")
+VARIABLE = "AQAA_DISTRIBUTED"
+HOURS_24 = 24 * 3600.0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes of the launcher, if there are any; to be entered before anything touches a device.
+
+    An error inside ends this process at once with code 2 (bad values) or 1: leaving as usual would wait for the other
+    processes, which wait for this one. Raises ``ValueError`` for a variable of another form.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value == "auto":
+        jax.distributed.initialize()
+    elif value:
+        found = re.fullmatch(r"(\d+)/(\d+)@([^/@]+:\d+)", value)
+        if not found or int(found[1]) >= int(found[2]):
+            raise ValueError(f"{VARIABLE} is {value!r}; expected auto or I/N@HOST:PORT with I below N")
+        jax.distributed.initialize(found[3], num_processes=int(found[2]), process_id=int(found[1]))
+    try:
+        yield
+    except Exception as error:
+        if processes() == 1:
+            raise
+        refused = isinstance(error, ValueError | OSError)
+        print(error if refused else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(2 if refused else 1)
+
+
+def processes() -> int:
+    """How many processes were joined; asks no device."""
+    return jax_distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this one; asks no device."""
+    return jax_distributed.global_state.process_id if jax.distributed.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks and writes what only one should."""
+    return process() == 0
+
+
+def exchange(topic: str, mine: str, *, seconds: float = 600.0) -> list[str]:
+    """What each process says about ``topic`` (used once), in their order.
+
+    It goes through the coordinator; no device takes part. Raises ``OSError`` naming a process that said nothing for
+    ``seconds``.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return [mine]
+    client.key_value_set(f"aqaa/{topic}/{process()}", mine)
+    said = []
+    for number in range(processes()):
+        try:
+            said.append(client.blocking_key_value_get(f"aqaa/{topic}/{number}", int(1000 * seconds)))
+        except jax.errors.JaxRuntimeError as error:
+            raise OSError(f"process {number} said nothing about {topic} for {seconds:g} s") from error
+    return said
+
+
+def barrier(name: str, *, seconds: float = HOURS_24) -> None:
+    """Wait until every process is here; ``name`` is used once."""
+    client = jax_distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(f"aqaa/{name}", int(1000 * seconds))
+
+
+def whole(tree: Tree) -> Tree:
+    """``tree`` with every array whole in this process, whatever was split over others; itself if it is alone."""
+    if processes() == 1:
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)

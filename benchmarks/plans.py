@@ -1,0 +1,175 @@
+"""Remakes docs/plans.md: every plan below is compiled by `aqaa plan` in a process of its own.
+
+    python benchmarks/plans.py [--only v5p_1024,v6e_256] [--again] [--list]
+
+A plan that was made by the same versions with the same arguments is kept (out/plans/NAME.json). Each process is timed,
+its peak memory measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OUT, PAGE = ROOT / "out" / "plans", ROOT / "docs" / "plans.md"
+DENSE = "--config=configs/aqaa_130b.py:train"
+ANSWER = "--config=configs/aqaa_130b.py --decode --seq=8192"
+TENSOR = "--strategy=fsdp_tensor_sequence"
+PARTS = "--train=loop.by_rows=True,loop.microbatches="
+
+# name -> arguments of `aqaa plan`. Steps of 4 Mi tokens unless the name of a smaller slice says otherwise.
+TRAINING = {
+    "v5p_4x16x16_4k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
+    "v5p_8x8x16_4k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
+    "v5p_8x8x16_8k": f"{DENSE} --topology=v5p:8x8x16 --mesh=fsdp=256,tensor=4 {TENSOR} --batch=512 --seq=8192 "
+    "--config.system.decoder.remat=save_qkvo",
+    "v5p_8x8x16_16k": f"{DENSE} --topology=v5p:8x8x16 --mesh=fsdp=256,tensor=4 {TENSOR} --batch=256 --seq=16384 "
+    "--config.system.decoder.remat=save_qkvo",
+    "v5p_8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --mesh=data=2,fsdp=256 --batch=512 --seq=4096",
+    "v5p_2x8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --slices=2 --mesh=data=2,fsdp=256,dcn_data=2 --batch=1024",
+    "v5p_4x4x4_4k": f"{DENSE} --topology=v5p:4x4x4 --mesh=fsdp=64 --batch=128 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=save_qkvo",
+    "v5p_2x4x4_4k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=32 --batch=64 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "v5p_2x4x4_8k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=8192 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "v5p_2x4x4_16k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=16384 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "v6e_8x16_4k": f"{DENSE} --topology=v6e:8x16 --mesh=fsdp=32,tensor=4 {TENSOR} --batch=64 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "v6e_16x16_4k": f"{DENSE} --topology=v6e:16x16 --mesh=fsdp=256 --batch=512 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "v5e_16x16_4k": f"{DENSE} --topology=v5e:16x16 --mesh=fsdp=32,tensor=8 {TENSOR} --batch=64 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "tpu7x_2x2x4_4k": f"{DENSE} --topology=tpu7x:2x2x4 --mesh=fsdp=32 --batch=64 --seq=4096 {PARTS}2 "
+    "--config.system.decoder.remat=full",
+    "tpu7x_8x8x8_4k": f"{DENSE} --topology=tpu7x:8x8x8 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
+}
+DECODING = {
+    "v5p_2x2x2_1": f"{ANSWER} --topology=v5p:2x2x2 --mesh=tensor=8 --strategy=tensor --batch=1",
+    "v5p_2x2x2_64": f"{ANSWER} --topology=v5p:2x2x2 --mesh=tensor=8 --strategy=tensor --batch=64",
+    "v5p_2x2x1_1_int8": f"{ANSWER} --topology=v5p:2x2x1 --mesh=tensor=4 --strategy=tensor --batch=1 --weights=int8",
+}
+HEAD = """# Plans of the 130 B decoder
+
+Compiled ahead of time by `make plan` ({by}); nothing here ran on a TPU. Memory, work and collectives are facts about
+the compiled programs, seconds and MFU predictions: [estimator.md](estimator.md) tells how, and how far to believe them.
+AdamW with float32 state, token-masked loss, the real attention kernel. *Emit* charges a collective the torus axes that
+its emitter implies, *3D* all of its group's, *1D* one ring. A star: figures that the estimator cannot vouch for, see
+the notes. Compile time is wall time (CPU seconds in brackets), GB the peak memory of the process."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="names with commas")
+    parser.add_argument("--again", action="store_true", help="also those that are made already")
+    parser.add_argument("--list", action="store_true", help="names and arguments")
+    args = parser.parse_args()
+    plans = TRAINING | DECODING
+    if unknown := set(filter(None, args.only.split(","))) - plans.keys():
+        parser.error(f"no such plan: {', '.join(sorted(unknown))}")
+    if args.list:
+        print("\n".join(f"{name:18} {arguments}" for name, arguments in plans.items()))
+        return 0
+    for name in args.only.split(",") if args.only else plans:
+        path = OUT / f"{name}.json"
+        if args.again or not _made(path, plans[name]):
+            make(name, plans[name], path)
+    PAGE.write_text(page())
+    return 0
+
+
+def _made(path: Path, arguments: str) -> bool:
+    return path.is_file() and json.loads(path.read_text()).get("arguments") == arguments
+
+
+def make(name: str, arguments: str, path: Path) -> None:
+    """Run one plan; its JSON gets the wall time and the peak memory of the process. What fails is told and left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "aqaa_jax.cli.main", "plan", *arguments.split(), f"--json={path}"]
+    print(f"{name}: aqaa plan {arguments}", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    child = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, status, usage = os.wait4(child.pid, 0)
+    values = json.loads(path.read_text()) if path.is_file() else {"failed": os.waitstatus_to_exitcode(status)}
+    values |= {
+        "arguments": arguments,
+        "wall_seconds": time.monotonic() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_gb": usage.ru_maxrss * 1024 / 1e9,
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def page() -> str:
+    """docs/plans.md, from what is in out/plans."""
+    made = {name: _read(name) for name in TRAINING | DECODING}
+    versions = next((p["versions"] for p in made.values() if p and "versions" in p), {})
+    by = ", ".join(f"{name} {version}" for name, version in versions.items())
+    parts = ["## Training", _training(made), "## Answering", _decoding(made), "## Arguments", _arguments(made)]
+    lines = [HEAD.format(by=by or "nothing yet"), *(x if isinstance(x, str) else "\n".join(x) for x in parts)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _read(name: str) -> dict | None:
+    path = OUT / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _training(made: dict[str, dict | None]) -> list[str]:
+    lines = [
+        "| plan | chips | memory, GiB | work / model | products at | seconds (ideal) | links exposed, s "
+        "| MFU emit [3D, 1D] | bound | compiled, s (CPU) | GB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in TRAINING:
+        p = made[name]
+        if p is None or "failed" in p:
+            lines.append(f"| {name} | | {'not made' if p is None else 'does not fit or compile'} | | | | | | | | |")
+            continue
+        mfu, exposed = p["predicted_mfu_by_axes"], p["exposed_ici_seconds_by_axes"]["emit"]
+        lines.append(
+            f"| {name} | {p['chips']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} | {p['work_over_model']:.3f} "
+            f"| {p['matmul_efficiency']:.1%} | {p['predicted_step_seconds']:.2f} ({p['ideal_seconds']:.2f}) "
+            f"| {exposed:.2f} "
+            f"| {'*' if p['notes'] else ''}{mfu['emit']:.1%} [{mfu['3D']:.1%}, {mfu['1D']:.1%}] | {p['bound']} "
+            f"| {p['compile_seconds']:.0f} ({p['cpu_seconds']:.0f}) | {p['peak_rss_gb']:.1f} |"
+        )
+    return lines
+
+
+def _decoding(made: dict[str, dict | None]) -> list[str]:
+    lines = [
+        "| plan | chips | rows | memory, GiB | floor, ms | bytes / floor | ms a token | temporaries / cache "
+        "| compiled, s (CPU) | GB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in DECODING:
+        p = made[name]
+        if p is None or "failed" in p:
+            lines.append(f"| {name} | | | {'not made' if p is None else 'does not fit or compile'} | | | | | | |")
+            continue
+        seconds = p["prefill"]["compile_seconds"] + p["decode"]["compile_seconds"]
+        lines.append(
+            f"| {name} | {p['chips']} | {p['batch']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} "
+            f"| {p['floor_seconds'] * 1e3:.2f} | {p['bytes_over_floor']:.3f} | {p['decode']['seconds'] * 1e3:.2f} "
+            f"| {p['temporaries_over_cache']:.1%} | {seconds:.0f} ({p['cpu_seconds']:.0f}) | {p['peak_rss_gb']:.1f} |"
+        )
+    return lines
+
+
+def _arguments(made: dict[str, dict | None]) -> list[str]:
+    noted = [f"- {name}: {note}" for name, p in made.items() if p for note in p.get("notes", [])]
+    lines = ["```", *(f"{name:16} {arguments}" for name, arguments in (TRAINING | DECODING).items()), "```"]
+    return [*lines, "", "Notes (rows with a star):", "", *noted] if noted else lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

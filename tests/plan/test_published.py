@@ -1,0 +1,51 @@
+"""The published plans (benchmarks/plans.py): their arguments describe jobs that suit their topologies."""
+
+import importlib.util
+
+import pytest
+
+from aqaa_jax.cli import config_file
+from aqaa_jax.cli import plan as command
+from aqaa_jax.plan.compile import batch_parts, state_gib
+from aqaa_jax.plan.topology import topology
+
+
+def published(root):
+    spec = importlib.util.spec_from_file_location("plans", root / "benchmarks" / "plans.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def plans(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    return published(request.config.rootpath)
+
+
+def test_every_plan_describes_a_job(libtpu, plans):
+    for name, arguments in (plans.TRAINING | plans.DECODING).items():
+        values, args = config_file.read("aqaa plan", arguments.split(), command._define)
+        target = topology(args.topology, args.slices)
+        job = command._job(values, args, target.devices)
+        assert job.decoder.embed == 12288 and job.decoder.layers == 88, name
+        if name in plans.TRAINING:
+            parts = batch_parts(job.sharding, target.devices)
+            assert job.config.batch % (parts * job.config.loop.microbatches) == 0, name
+
+
+@pytest.mark.long  # traces the whole model
+def test_the_state_of_a_pod_is_what_adam_takes(libtpu, plans):
+    values, args = config_file.read("aqaa plan", plans.TRAINING["v5p_4x16x16_4k"].split(), command._define)
+    target = topology(args.topology)
+    gib = state_gib(command._job(values, args, target.devices), target)
+    assert gib == pytest.approx(12 * 131.95e9 / 256 / 2**30, rel=0.01)
+
+
+def test_the_page_shows_what_is_made_and_what_is_not(plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "OUT", tmp_path)
+    empty = plans.page()
+    assert empty.count("not made") == len(plans.TRAINING) + len(plans.DECODING)
+    assert all(name in empty for name in plans.TRAINING)
+    (tmp_path / "v5p_4x4x4_4k.json").write_text('{"failed": 3, "arguments": ""}')
+    assert "| v5p_4x4x4_4k | | does not fit or compile |" in plans.page()
