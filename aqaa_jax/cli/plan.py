@@ -16,7 +16,7 @@ from absl import flags
 
 from aqaa_jax.cli import config_file
 
-HELP = """usage: aqaa plan --config=configs/aqaa_130b.py:train --topology=v5p:8x8x16 [--slices=2] [--stage=sft]
+HELP = """usage: aqaa plan --config=configs/aqaa_130b.py:train --topology=v5p:8x8x16 [--slices=2] [--stage=sft1]
                  [--mesh=fsdp=256,data=4] [--strategy=hsdp] [--seq=4096] [--batch=1024] [--train=FIELD=VALUE,...]
                  [--xla=NAME=VALUE,...] [--tokens=1e12] [--json=FILE] [--hlo=FILE] [--save=FILE]
                  [--config.FIELD=VALUE ...]
@@ -212,7 +212,7 @@ def _clock(what: str, every: float = 15.0) -> Iterator[None]:
 def _define(values: flags.FlagValues) -> None:
     for name, default, help_text in (
         ("topology", "", "generation and torus, like v5p:8x8x16"),
-        ("stage", "sft", "a stage that trains the decoder"),
+        ("stage", "sft1", "a stage that trains the decoder"),
         ("mesh", "", "sizes by name, like data=4 (default: the config's)"),
         ("strategy", "", "a sharding strategy (default: the config's)"),
         ("train", "", "fields of the stage's config, FIELD=VALUE,..."),
