@@ -2,8 +2,8 @@
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/grouped_schedule.py [--chip v5p]
 
-For each kernel of ``nn/grouped_kernels.py`` at the sizes of ``configs/aqaa_moe.py``: instruction bundles of a whole tile
-and of a piece of a tile that two experts share, beside the cycles that the matrix units need at best
+For each kernel of ``nn/grouped_kernels.py`` at the sizes of ``configs/aqaa_moe.py``: instruction bundles of a whole
+tile, and of a piece of a tile that two experts share, beside the cycles that the matrix units need at best
 (``benchmarks/kernel_schedule.py`` tells how bundles are counted).
 """
 

@@ -19,8 +19,8 @@ from aqaa_jax.nn.params import fan_in, normal, weight
 from aqaa_jax.nn.remat import EXPERT_GATE, EXPERT_IN, EXPERT_UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EMBED, EXPERT_EMBED, EXPERTS, LENGTH, MLP, NORM
-from aqaa_jax.sharding.manual import Gather, gathered, split_over
-from aqaa_jax.sharding.partition import at_use, mesh_axes, per_shard
+from aqaa_jax.sharding.manual import Gather, at_use, gathered, split_over
+from aqaa_jax.sharding.partition import mesh_axes, per_shard
 
 
 class RouterBias(nnx.Variable):

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, LENGTH
+from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
@@ -205,25 +205,6 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec = to_spec(axes, x.shape, here.mesh, here.left_rules(), name="activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(here.left_mesh(), spec))
-
-
-def at_use(weight: nnx.Variable) -> jax.Array:
-    """The value of a weight as a product takes it: split over tensor and experts alone, whole over the rest.
-
-    What a strategy splits over devices that have rows or positions of their own (fsdp) is gathered here, and its
-    gradient added up and split again on the way back: the compiler is not to choose between moving weights and
-    activations. Left to it, gradients came out wrong on a mesh of 2 x 2 x 2 (jax 0.10.2: XLA's partitioner, resharding
-    an activation from rows over two axes to width over one of them). ``weight`` may be a layer of a scanned stack.
-    """
-    context, value = _CONTEXT.value, weight.get_value()
-    if context is None or context.manual:
-        return value
-    rules = dict(context.rules)
-    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[ACT_EXPERTS]}
-    axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-    entries = _entries(axes, context.mesh, rules, name="weight")
-    kept = (tuple(a for a in entry or () if a not in apart) or None for entry in entries)
-    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, PartitionSpec(*kept)))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
