@@ -7,6 +7,7 @@ on each device's pieces; outside of it both leave things as they are, so model c
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -144,9 +145,7 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
 
 def _axes_left(shape: tuple[int, ...], weight: tuple[Any, Any] | None) -> tuple[str | None, ...] | None:
     """The axes of the dimensions of a weight (axes, shape) that ``shape`` has kept, in order."""
-    if weight is None:
-        return None
-    axes, whole = weight
+    axes, whole = weight or ((), ())
     kept = itertools.combinations(range(len(whole)), len(shape))
     return next((tuple(axes[i] for i in k) for k in kept if tuple(whole[i] for i in k) == shape), None)
 
@@ -185,12 +184,11 @@ def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) ->
     def one(path: Any, x: Any) -> jax.Array:
         x = np.asarray(x, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
         axes = (BATCH, *(None,) * (x.ndim - 1)) if x.ndim else ()
-        name = f"batch{jax.tree_util.keystr(path)}"
         if local:
-            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name=name)))
+            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name="batch")))
             return jax.make_array_from_process_local_data(place, x)
-        place = NamedSharding(mesh, to_spec(axes, x.shape, mesh, rules, name=name))
-        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+        spec = to_spec(axes, x.shape, mesh, rules, name=f"batch{jax.tree_util.keystr(path)}")
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
     return jax.tree_util.tree_map_with_path(one, batch)
 
@@ -219,11 +217,11 @@ def at_use(weight: nnx.Variable) -> jax.Array:
     if context is None or context.manual:
         return value
     rules = dict(context.rules)
-    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[EXPERTS]}
+    apart = {*rules[BATCH], *rules[LENGTH]}
     axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-    entries = _entries(axes, context.mesh, rules, name="weight")
-    kept = (tuple(a for a in entry or () if a not in apart) or None for entry in entries)
-    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, PartitionSpec(*kept)))
+    left = {axis: over if axis == EXPERTS else tuple(a for a in over if a not in apart) for axis, over in rules.items()}
+    spec = to_spec(axes, value.shape, context.mesh, left, name="weight")
+    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, spec))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
@@ -275,15 +273,8 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
         pairs = zip(in_axes, arguments, strict=True)
         in_specs = tuple(jax.tree.map(specs, axes, argument, is_leaf=_is_axes) for axes, argument in pairs)
         out_specs = jax.tree.map(out_spec, out_axes, is_leaf=_is_axes)
-        run = jax.shard_map(
-            here,
-            mesh=context.left_mesh(),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(axes_left),
-            check_vma=False,
-        )
-        return run(*arguments)
+        mapped = functools.partial(jax.shard_map, mesh=context.left_mesh(), axis_names=set(axes_left), check_vma=False)
+        return mapped(here, in_specs=in_specs, out_specs=out_specs)(*arguments)
 
     return run
 
