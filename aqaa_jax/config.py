@@ -143,6 +143,7 @@ class DecoderConfig:
     dtype: str = "bfloat16"  # of activations
     param_dtype: str = "bfloat16"
     remat: str = "none"  # what the backward pass finds saved: a policy of nn/remat.py
+    unroll: int = 1  # layers in one turn of the scan
     experts: ExpertsConfig | None = None
     scan: bool = True  # False: layers one by one; a few large programs, a fifth faster to train on a CPU
 

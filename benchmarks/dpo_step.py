@@ -27,8 +27,8 @@ from aqaa_jax.tokens.interleave import weave_answer
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import OptimizerConfig, PreferenceConfig
 from aqaa_jax.training.optimizer import make_optimizer
-from aqaa_jax.training.stages.language import answer_terms
-from aqaa_jax.training.stages.preference import TASK, PreferenceStage, preference_terms, target_log_probs
+from aqaa_jax.training.stages.language import answer_terms, target_scores
+from aqaa_jax.training.stages.preference import TASK, PreferenceStage, preference_terms
 from aqaa_jax.training.state import init_state
 from aqaa_jax.training.step import make_train_step
 
@@ -57,15 +57,14 @@ class Live:
     config: PreferenceConfig
 
     def loss(self, model, batch, key):
-        reference_BK = jax.lax.stop_gradient(target_log_probs(self.reference, batch))
-        return preference_terms(target_log_probs(model, batch), {**batch, "reference": reference_BK}, self.config)
+        reference_BK = jax.lax.stop_gradient(target_scores(self.reference, batch)[0])
+        return preference_terms(target_scores(model, batch)[0], {**batch, "reference": reference_BK}, self.config)
 
 
 def sft_loss(vocab: VocabConfig):
     def loss(model, batch, key):
-        hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
-        logits_BKV = model.logits(jax.numpy.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1))
-        return answer_terms(logits_BKV, batch["targets"], batch["loss_mask"], vocab)
+        log_probs_BK, right_BK, _ = target_scores(model, batch)
+        return answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], vocab)
 
     return loss
 

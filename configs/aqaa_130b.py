@@ -26,9 +26,9 @@ def _train(system: ConfigDict) -> ConfigDict:
         {
             "name": "aqaa_130b",
             "system": system,
-            "stages": ("pretrain", "sft"),
+            "stages": ("pretrain", "sft1"),
             "pretrain": _stage(steps=20000, lr=1e-4),
-            "sft": _stage(steps=4000, lr=2e-5),
+            "sft1": _stage(steps=4000, lr=2e-5),
         }
     )
 

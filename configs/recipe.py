@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+AT_SCALE = {"by_rows": True, "sharding": {"strategy": "hsdp", "mesh": {"data": 4, "fsdp": 256}}}  # 1,024 v5p chips
 VARIANTS = ("pocket", "scratch", "smoke", "full")
 POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge", "package")
 PREFERENCE = {
@@ -82,21 +83,22 @@ def _full() -> ConfigDict:
     model, 2e-5 to 2e-6 (arXiv 2502.11946, sections 5.1-5.2). The AQAA paper gives no rate for dpo, no step counts, no
     batch: those are ours, and so is beta.
     """
-    config = ConfigDict(
+    system = full_size()
+    system.decoder.update({"param_dtype": "float32", "remat": "save_products"})  # as configs/aqaa_130b.py:train
+    return ConfigDict(
         {
             "start": "models/aqaa_130b",
-            "system": full_size(),
+            "system": system,
             "stages": ("corpus", "tokenize", *POST_TRAINING),
             "corpus": {"questions": 16000},
-            "sft1": _stage(2000, 1 << 20, 5.656e-5, 0.1, strategy="fsdp_tensor"),
+            "sft1": _stage(2000, 1 << 20, 5.656e-5, 0.1, **AT_SCALE),
             "sft1_mix": {"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 1.0, "aqtaa": 1.0},
-            "sft2": _stage(500, 1 << 20, 2e-5, 0.1, strategy="fsdp_tensor"),
+            "sft2": _stage(500, 1 << 20, 2e-5, 0.1, **AT_SCALE),
             "sft2_mix": {"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 1.0},
             "select": {"listen": True},
             "pairs": {**PAIRS, "questions": 16000, "temperatures": (0.7, 0.7, 0.7, 0.7), "top_p": 0.9},
-            "dpo": _stage(200, 1 << 19, 5e-7, 0.1, strategy="fsdp_tensor"),
+            "dpo": _stage(200, 1 << 19, 5e-7, 0.1, **AT_SCALE),
             "preference": PREFERENCE,
             "merge": MERGE,
         }
     )
-    return config

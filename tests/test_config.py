@@ -64,10 +64,10 @@ def test_every_config_file_builds_its_type(path):
 
 def test_the_sharding_of_a_stage_can_be_given_by_flag():
     values, argument = flags.FlagValues(), f"--config={CONFIGS[0].parent / 'pocket.py'}"
-    argv = ["train", argument, "--config.sft.loop.sharding.mesh.fsdp=8", "--config.sft.loop.sharding.strategy=hsdp"]
+    argv = ["train", argument, "--config.sft1.loop.sharding.mesh.fsdp=8", "--config.sft1.loop.sharding.strategy=hsdp"]
     holder = config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True, sys_argv=argv)
     values(argv)
-    sharding = from_dict(RecipeConfig, holder.value.to_dict()).sft.loop.sharding
+    sharding = from_dict(RecipeConfig, holder.value.to_dict()).sft1.loop.sharding
     assert sharding == ShardingConfig(mesh=MeshConfig(fsdp=8), strategy="hsdp")
 
 

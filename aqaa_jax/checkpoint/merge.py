@@ -37,6 +37,7 @@ FREE = (
     "decoder.max_length",
     "decoder.remat",
     "decoder.scan",
+    "decoder.unroll",
     "decoder.experts.balance_weight",
     "decoder.experts.router_z_weight",
     "vocoder.flow.temperature",

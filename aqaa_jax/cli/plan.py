@@ -16,9 +16,10 @@ from absl import flags
 
 from aqaa_jax.cli import config_file
 
-HELP = """usage: aqaa plan --config=configs/aqaa_130b.py:train --topology=v5p:8x8x16 [--slices=2] [--stage=sft]
+HELP = """usage: aqaa plan --config=configs/aqaa_130b.py:train --topology=v5p:8x8x16 [--slices=2] [--stage=sft1]
                  [--mesh=fsdp=256,data=4] [--strategy=hsdp] [--seq=4096] [--batch=1024] [--train=FIELD=VALUE,...]
-                 [--xla=NAME=VALUE,...] [--tokens=1e12] [--json=FILE] [--save=FILE] [--config.FIELD=VALUE ...]
+                 [--xla=NAME=VALUE,...] [--tokens=1e12] [--json=FILE] [--hlo=FILE] [--save=FILE]
+                 [--config.FIELD=VALUE ...]
 
 Compiles the step of a stage for a TPU topology, on this machine, with the compiler of the TPU, and says whether it
 fits, how fast it should run and what bounds it. docs/estimator.md tells how, and how far to believe it.
@@ -58,6 +59,7 @@ def run(argv: list[str]) -> int:
 
 
 def _plan(job: Any, args: Any, target: Any) -> int:
+    from aqaa_jax import atomic
     from aqaa_jax.plan.compile import DoesNotFit, compile_step
     from aqaa_jax.plan.report import report, table
     from aqaa_jax.plan.search import what_would_fit
@@ -71,6 +73,9 @@ def _plan(job: Any, args: Any, target: Any) -> int:
         with _clock("looking for what would fit"):
             print(what_would_fit(job, target, error, _say))
         return DOES_NOT_FIT
+    if args.hlo:
+        with atomic.written(args.hlo) as part:
+            part.write_text(program.compiled.as_text())
     plan = report(job, target, program, args.tokens)
     if args.save:
         devices = (target.devices[0].device_kind, len(target.devices))
@@ -207,13 +212,14 @@ def _clock(what: str, every: float = 15.0) -> Iterator[None]:
 def _define(values: flags.FlagValues) -> None:
     for name, default, help_text in (
         ("topology", "", "generation and torus, like v5p:8x8x16"),
-        ("stage", "sft", "a stage that trains the decoder"),
+        ("stage", "sft1", "a stage that trains the decoder"),
         ("mesh", "", "sizes by name, like data=4 (default: the config's)"),
         ("strategy", "", "a sharding strategy (default: the config's)"),
         ("train", "", "fields of the stage's config, FIELD=VALUE,..."),
         ("xla", "", "compiler options on top of the table, NAME=VALUE,..., or none"),
         ("json", "", "where the plan goes"),
         ("save", "", "where the executable goes"),
+        ("hlo", "", "where the scheduled HLO goes, as text"),
         ("remats", "full,save_qkvo,none", "policies to search"),
         ("microbatches", "1", "numbers of microbatches to search"),
         ("meshes", "", "meshes to search, with ; between them"),

@@ -20,7 +20,8 @@ from aqaa_jax.nn.norm import LayerNorm
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import BATCH, CHANNELS, CHANNELS_IN, EMBED, FEATURES, HEADS, KERNEL, MLP
-from aqaa_jax.sharding.partition import at_use, constrain
+from aqaa_jax.sharding.manual import at_use
+from aqaa_jax.sharding.partition import constrain
 
 STRIDE = 4  # mel frames per vector: 10 ms -> 40 ms
 

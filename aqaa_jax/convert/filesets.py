@@ -28,7 +28,7 @@ S3_ONNX = f"{S3_FILE}.onnx"
 _OURS = {
     "linguistic": ("dither", "chunk", "overlap", "look_back", "norm_eps"),
     "semantic": ("sample_rate", "norm_eps"),
-    "decoder": ("alibi_slopes", "dtype", "param_dtype", "remat", "scan"),
+    "decoder": ("alibi_slopes", "dtype", "param_dtype", "remat", "unroll", "scan"),
     "flow": ("temperature", "training_noise", "mel_mean", "mel_std", "steps", "prompt_probability", "prompt_fraction"),
     "hift": ("f0_layers",),
 }

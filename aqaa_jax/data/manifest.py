@@ -62,7 +62,8 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """Of the lines; the audio files they name are not read."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse(line: str | bytes, folder: Path, *, name: str = "") -> Record:

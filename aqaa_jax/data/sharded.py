@@ -7,7 +7,6 @@ the shards it was working on and nothing else, and the shards of a resumed run a
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,16 +137,30 @@ def _results(job: Job, shards: Sequence[int], processes: int) -> Iterator[Summar
         return
     # Spawned, not forked: a worker may start an accelerator or threads of its own.
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(shards)), mp_context=multiprocessing.get_context("spawn")
+        min(processes, len(shards)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,  # the job travels once: the index of a large source is large
+        initargs=(job,),
     )
     try:
-        tasks = [pool.submit(functools.partial(make, job), shard) for shard in shards]
+        tasks = [pool.submit(_make_here, shard) for shard in shards]
         for task in concurrent.futures.as_completed(tasks):
             yield task.result()
     except concurrent.futures.process.BrokenProcessPool:
         raise OSError(f"{job.title}: a worker process died (out of memory?); run again to go on") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+_JOBS: list[Job] = []  # of a worker process: its one job
+
+
+def _begin_worker(job: Job) -> None:
+    _JOBS[:] = [job]
+
+
+def _make_here(shard: int) -> Summary:
+    return make(_JOBS[0], shard)
 
 
 class _Progress:

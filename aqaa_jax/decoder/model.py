@@ -155,7 +155,8 @@ class Decoder(nnx.Module):
         """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""
         layers = range(self.config.layers)
         if self.config.scan and not isinstance(self.blocks, nnx.List):
-            return scan(step, carry, self.blocks, jnp.arange(self.config.layers), remat=remat)
+            layers_X = jnp.arange(self.config.layers)
+            return scan(step, carry, self.blocks, layers_X, remat=remat, unroll=self.config.unroll)
         blocks = self.blocks if isinstance(self.blocks, nnx.List) else [_layer(self.blocks, i) for i in layers]
         body = checkpointed(step, remat, scanned=False)
         ys = []

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 from aqaa_jax.nn.params import Initializer, fan_in, ones, weight, zeros
 from aqaa_jax.nn.toom_cook import convolve, suits
 from aqaa_jax.sharding.axes import CHANNELS, CHANNELS_IN, KERNEL, NORM
-from aqaa_jax.sharding.partition import at_use
+from aqaa_jax.sharding.manual import at_use
 
 
 class Conv1d(nnx.Module):

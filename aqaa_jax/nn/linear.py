@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
 from aqaa_jax.nn.project import project
 from aqaa_jax.sharding.axes import EMBED, VOCAB
-from aqaa_jax.sharding.partition import at_use
+from aqaa_jax.sharding.manual import at_use
 
 
 class Linear(nnx.Module):

@@ -16,10 +16,10 @@ from aqaa_jax.nn.exchange import move, plan_exchange
 from aqaa_jax.nn.grouped_matmul import grouped_matmul
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.nn.params import fan_in, normal, weight
-from aqaa_jax.nn.remat import EXPERT_IN, EXPERT_OUT, GATE, UP
+from aqaa_jax.nn.remat import EXPERT_GATE, EXPERT_IN, EXPERT_UP
 from aqaa_jax.nn.router import ExpertStats, check_experts, route
 from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EMBED, EXPERT_EMBED, EXPERTS, LENGTH, MLP, NORM
-from aqaa_jax.sharding.manual import Gather, gathered, split_over
+from aqaa_jax.sharding.manual import Gather, at_use, gathered, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
 
 
@@ -61,7 +61,8 @@ class MoE(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], real_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], ExpertStats]:
         """Tokens outside ``real_BL`` get their experts too, but do not count in the statistics."""
-        router_DE = gathered(self.router, jnp.float32).astype(jnp.float32)
+        pieces = any(split_over(self.router))
+        router_DE = gathered(self.router, jnp.float32) if pieces else at_use(self.router).astype(jnp.float32)
         logits_BLE = jnp.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router_DE, precision="highest")
         bias_E = None if self.bias is None else self.bias[...]
         experts_BLk, weights_BLk, stats = route(logits_BLE, bias_E, self.config, real_BL)
@@ -113,15 +114,16 @@ def apply_experts(
             move, out=exchange.there, home=exchange.back, count=len(choice_R) * devices, axes=axes
         )
         rows_RD, weight_R1, sizes_E = there(rows_RD), there(weight_R1), exchange.sizes_E
-    rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
-    gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), GATE)
-    up_RF = checkpoint_name(grouped_matmul(rows_RD, up_EDF, sizes_E, over[1], len(choice_R)), UP)
+        rows_RD = checkpoint_name(rows_RD, EXPERT_IN)
+    rows_RD, again_RD = fork(rows_RD)
+    gate_RF = checkpoint_name(grouped_matmul(rows_RD, gate_EDF, sizes_E, over[0], len(choice_R)), EXPERT_GATE)
+    up_RF = checkpoint_name(grouped_matmul(again_RD, up_EDF, sizes_E, over[1], len(choice_R)), EXPERT_UP)
     # Weighed before the last product, not after: the gradient of the weights then needs no output of the experts.
     hidden_RF = (jax.nn.silu(gate_RF) * up_RF * weight_R1).astype(x_BLD.dtype)
     rows_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E, over[2], len(choice_R))
     if exchange is not None:
         rows_RD = move(rows_RD, exchange.back, exchange.there, len(choice_R), axes)
-    y_BLD = checkpoint_name(collect(rows_RD, token_R, place_kT).reshape(B, L, D), EXPERT_OUT)
+    y_BLD = collect(rows_RD, token_R, place_kT).reshape(B, L, D)
     if width_axes:
         y_BLD = jax.lax.psum(y_BLD, width_axes)
     return y_BLD, jnp.sum(sizes_E).reshape(1, 1)
@@ -140,7 +142,11 @@ def spread(x_TD: Float[Array, "T D"], token_R: Int[Array, "R"], place_kT: Int[Ar
 @jax.custom_vjp
 def collect(rows_RD: Float[Array, "R D"], token_R: Int[Array, "R"], place_kT: Int[Array, "k T"]) -> Float[Array, "T D"]:
     """The sum over the k rows of every token, added up in float32."""
-    return jnp.sum(rows_RD[place_kT], axis=0, dtype=jnp.float32).astype(rows_RD.dtype)
+    first, *others = rows_RD[place_kT]
+    total_TD = first.astype(jnp.float32)
+    for row_TD in others:  # written out it is one pass; as a sum over an axis the TPU takes five times as long
+        total_TD += row_TD
+    return total_TD.astype(rows_RD.dtype)
 
 
 def _both(forward, backward):
@@ -150,6 +156,18 @@ def _both(forward, backward):
     )
 
 
+@jax.custom_vjp
+def fork(x: Float[Array, "*B"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """``x`` twice, for two uses whose gradients are added up in float32 and rounded once."""
+    return x, x
+
+
+def _join(_: None, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
+    first, second = gradients
+    return ((first.astype(jnp.float32) + second).astype(first.dtype),)
+
+
+fork.defvjp(lambda x: (fork(x), None), _join)
 spread.defvjp(*_both(spread, collect))
 collect.defvjp(*_both(collect, spread))
 

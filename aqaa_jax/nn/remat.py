@@ -15,10 +15,12 @@ Q, K, V = "q", "k", "v"
 ATTENTION_OUT = "attention_out"
 ATTENTION_LSE = "attention_lse"
 GATE, UP = "gate", "up"
-EXPERT_IN, EXPERT_OUT = "expert_in", "expert_out"
+EXPERT_IN = "expert_in"  # rows that came from other devices
+EXPERT_GATE, EXPERT_UP = "expert_gate", "expert_up"
 
 _ATTENTION = (ATTENTION_OUT, ATTENTION_LSE)
 _QKVO = (Q, K, V, *_ATTENTION, RESIDUAL)
+_EXPERTS = (EXPERT_IN, EXPERT_GATE, EXPERT_UP)
 
 
 def _saved(*names: str) -> Any:
@@ -40,8 +42,8 @@ POLICIES: dict[str, Any] = {
     "full": policies.nothing_saveable,
     "save_attention": _saved(*_ATTENTION, RESIDUAL),
     "save_qkvo": _saved(*_QKVO),
-    "save_products": _saved(*_QKVO, GATE, UP),  # no product is computed again: norms and the like are
-    "save_experts": _saved(*_QKVO, EXPERT_IN, EXPERT_OUT),
+    "save_products": _saved(*_QKVO, GATE, UP, *_EXPERTS),  # no product is computed again: norms and the like are
+    "save_experts": _saved(*_QKVO, *_EXPERTS),  # rows do not travel again, nor are their products computed again
     "save_dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, _saved(*_ATTENTION)),
     "offload_input": _offloaded(LAYER_INPUT),
     "offload_qkvo": _offloaded(LAYER_INPUT, *_QKVO),

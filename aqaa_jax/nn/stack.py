@@ -31,13 +31,15 @@ def scan(
     xs: Any = None,
     *,
     remat: str = "none",
+    unroll: int = 1,
 ) -> tuple[Any, Any]:
     """Run ``carry, y = step(carry, block, x)`` over the stack; ``xs`` and ``ys`` have a leading layer axis.
 
-    ``remat`` is a policy of ``nn/remat.py``.
+    ``remat`` is a policy of ``nn/remat.py``. ``unroll`` layers make one turn of the loop: what one layer sends over
+    the network can then wait for the products of another.
 
     A ``step`` that constrains the sharding of its carry needs a carry constrained alike from the start: XLA's
     partitioner was seen to permute batch rows silently otherwise (jax 0.10.2, a mesh of 2 x 2 x 2).
     """
     body = checkpointed(step, remat)
-    return jax.lax.scan(lambda c, bx: body(c, bx[0], bx[1]), carry, (blocks, xs))
+    return jax.lax.scan(lambda c, bx: body(c, bx[0], bx[1]), carry, (blocks, xs), unroll=unroll)

@@ -25,7 +25,7 @@ from aqaa_jax.training.state import TrainState, init_state
 from aqaa_jax.training.step import step_of
 
 GIB = 2**30
-STAGES = ("pretrain", "sft")
+STAGES = ("pretrain", "sft1", "sft2")
 _OUT = (
     re.compile(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)"),
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
@@ -47,7 +47,7 @@ class Job:
     decoder: DecoderConfig
     vocab: VocabConfig
     config: StageConfig = field(default_factory=StageConfig)  # batch: rows of a step, length: tokens of a row
-    stage: str = "sft"
+    stage: str = "sft1"
     flags: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -214,7 +214,7 @@ class _Player:
         product = work.matmul_flops(self.module, computation, op)
         kernel = work.kernel_flops(op)
         moved = work.hbm_bytes(self.module, computation, op)
-        busy = work.cycles(op) / chip.clock + kernel / (chip.peak * chip.kernel)
+        busy = work.cycles(op) / chip.clock + kernel / (chip.peak * chip.kernel(op.name))
         if product and not work.cycles(op):
             busy += product / chip.peak
         seconds = max(busy, moved / chip.hbm)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from aqaa_jax.sharding import partition
-from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EXPERTS
+from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EXPERTS, LENGTH
 
 Gather = tuple[tuple[str, ...], ...]  # per dimension, mesh axes
 
@@ -105,6 +105,25 @@ def gathered(leaf: nnx.Variable, dtype: DTypeLike) -> jax.Array:
     """The value of a weight, whole; cast to ``dtype`` before it travels, if it has to."""
     over = split_over(leaf)
     return gather(leaf.get_value().astype(dtype), over) if any(over) else leaf.get_value()
+
+
+def at_use(leaf: nnx.Variable) -> jax.Array:
+    """The value of a weight as a product takes it: split over tensor and experts alone, whole over the rest.
+
+    What a strategy splits over devices that have rows or positions of their own (fsdp) is gathered here, and its
+    gradient added up and split again on the way back: the compiler is not to choose between moving weights and
+    activations. Left to it, gradients came out wrong on a mesh of 2 x 2 x 2 (jax 0.10.2: XLA's partitioner, resharding
+    an activation from rows over two axes to width over one of them). ``leaf`` may be a layer of a scanned stack.
+    """
+    here, value = partition.context(), leaf.get_value()
+    if here is None or here.manual:
+        return gather(value, split_over(leaf))
+    rules = here.left_rules()
+    apart = {*rules[BATCH], *rules[LENGTH]} - {*rules[ACT_EXPERTS]}
+    kept = {axis: tuple(a for a in over if a not in apart) for axis, over in rules.items()}
+    axes = leaf.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
+    spec = partition.to_spec(axes, value.shape, here.mesh, kept, name="weight")
+    return jax.lax.with_sharding_constraint(value, NamedSharding(here.mesh, spec))
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

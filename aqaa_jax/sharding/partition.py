@@ -7,7 +7,6 @@ on each device's pieces; outside of it both leave things as they are, so model c
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from aqaa_jax.sharding.axes import BATCH, EXPERTS, LENGTH
+from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
@@ -145,7 +144,9 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
 
 def _axes_left(shape: tuple[int, ...], weight: tuple[Any, Any] | None) -> tuple[str | None, ...] | None:
     """The axes of the dimensions of a weight (axes, shape) that ``shape`` has kept, in order."""
-    axes, whole = weight or ((), ())
+    if weight is None:
+        return None
+    axes, whole = weight
     kept = itertools.combinations(range(len(whole)), len(shape))
     return next((tuple(axes[i] for i in k) for k in kept if tuple(whole[i] for i in k) == shape), None)
 
@@ -184,11 +185,12 @@ def place_rows(batch: Tree, mesh: Mesh, rules: Rules, *, local: bool = False) ->
     def one(path: Any, x: Any) -> jax.Array:
         x = np.asarray(x, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
         axes = (BATCH, *(None,) * (x.ndim - 1)) if x.ndim else ()
+        name = f"batch{jax.tree_util.keystr(path)}"
         if local:
-            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name="batch")))
+            place = NamedSharding(mesh, PartitionSpec(*_entries(axes, mesh, rules, name=name)))
             return jax.make_array_from_process_local_data(place, x)
-        spec = to_spec(axes, x.shape, mesh, rules, name=f"batch{jax.tree_util.keystr(path)}")
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+        place = NamedSharding(mesh, to_spec(axes, x.shape, mesh, rules, name=name))
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 
     return jax.tree_util.tree_map_with_path(one, batch)
 
@@ -203,25 +205,6 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec = to_spec(axes, x.shape, here.mesh, here.left_rules(), name="activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(here.left_mesh(), spec))
-
-
-def at_use(weight: nnx.Variable) -> jax.Array:
-    """The value of a weight as a product takes it: split over tensor and experts alone, whole over the rest.
-
-    What a strategy splits over devices that have rows or positions of their own (fsdp) is gathered here, and its
-    gradient added up and split again on the way back: the compiler is not to choose between moving weights and
-    activations. Left to it, gradients came out wrong on a mesh of 2 x 2 x 2 (jax 0.10.2: XLA's partitioner, resharding
-    an activation from rows over two axes to width over one of them). ``weight`` may be a layer of a scanned stack.
-    """
-    context, value = _CONTEXT.value, weight.get_value()
-    if context is None or context.manual:
-        return value
-    rules = dict(context.rules)
-    apart = {*rules[BATCH], *rules[LENGTH]}
-    axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-    left = {axis: over if axis == EXPERTS else tuple(a for a in over if a not in apart) for axis, over in rules.items()}
-    spec = to_spec(axes, value.shape, context.mesh, left, name="weight")
-    return jax.lax.with_sharding_constraint(value, NamedSharding(context.mesh, spec))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
@@ -273,8 +256,15 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
         pairs = zip(in_axes, arguments, strict=True)
         in_specs = tuple(jax.tree.map(specs, axes, argument, is_leaf=_is_axes) for axes, argument in pairs)
         out_specs = jax.tree.map(out_spec, out_axes, is_leaf=_is_axes)
-        mapped = functools.partial(jax.shard_map, mesh=context.left_mesh(), axis_names=set(axes_left), check_vma=False)
-        return mapped(here, in_specs=in_specs, out_specs=out_specs)(*arguments)
+        run = jax.shard_map(
+            here,
+            mesh=context.left_mesh(),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(axes_left),
+            check_vma=False,
+        )
+        return run(*arguments)
 
     return run
 

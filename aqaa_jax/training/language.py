@@ -28,7 +28,7 @@ from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
 from aqaa_jax.training.distributed import first, whole
 from aqaa_jax.training.executable import description
-from aqaa_jax.training.loop import train
+from aqaa_jax.training.loop import Stage, train
 from aqaa_jax.training.reference import reference_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
 from aqaa_jax.training.stages.preference import TASK, PreferenceStage
@@ -99,7 +99,7 @@ def decoder_of(recipe: RecipeConfig, run_dir: Path, stage: str) -> Decoder:
 
 
 def _batches(
-    recipe: RecipeConfig, run_dir: Path, stage_config: StageConfig, mix: MixConfig, kept: Path | None
+    recipe: RecipeConfig, run_dir: Path, stage_config: StageConfig, mix: MixConfig, kept: Path | None = None
 ) -> Callable[[int], LanguageBatch]:
     """Of the packed dataset that the stage names, else of the recipe's own corpus."""
     seed = stage_config.loop.seed
@@ -139,15 +139,15 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Deco
         audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
         head_chunk=stage_config.head_chunk,
     )
-    describe = partial(description, name, recipe.system.decoder, recipe.system.vocab, stage_config)
-    model = train(
-        stage, run_dir / name, stage_config.loop, stage_config.optimizer, start=start, log=say, describe=describe
-    )
-    _save(run_dir / name, model)
+    _train_decoder(recipe, run_dir, stage, stage_config, start, say)
 
 
-def _save(folder: Path, model: Decoder) -> None:
-    model = whole(model)
+def _train_decoder(
+    recipe: RecipeConfig, run_dir: Path, stage: Stage, config: StageConfig, start: Decoder | None, say: Say
+) -> None:
+    describe = partial(description, stage.name, recipe.system.decoder, recipe.system.vocab, config)
+    folder = run_dir / stage.name
+    model = whole(train(stage, folder, config.loop, config.optimizer, start=start, log=say, describe=describe))
     if first():
         save_model(folder / DECODER, model, metadata={"part": "decoder"})
 
@@ -199,6 +199,14 @@ def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         seed=seed,
         shards=batch_shards(config.loop.sharding),
     )
-    stage = PreferenceStage("dpo", recipe.system.decoder, vocab, plan, pairs, references, recipe.preference)
-    start = decoder_of(recipe, run_dir, "sft1")
-    _save(run_dir / "dpo", train(stage, run_dir / "dpo", config.loop, config.optimizer, start=start, log=say))
+    stage = PreferenceStage(
+        name="dpo",
+        decoder=recipe.system.decoder,
+        vocab=vocab,
+        plan=plan,
+        pairs=pairs,
+        references=references,
+        config=recipe.preference,
+        head_chunk=config.head_chunk,
+    )
+    _train_decoder(recipe, run_dir, stage, config, decoder_of(recipe, run_dir, "sft1"), say)

@@ -192,9 +192,11 @@ def _bandwidth(hosts: Sequence[str], expected: Expected) -> Check:
     spec = partition.to_spec((BATCH, None), (count, width), mesh, table, name="all-reduce")
     placed = jax.sharding.NamedSharding(mesh, spec)
     whole = jax.sharding.NamedSharding(mesh, partition.to_spec((None,), (width,), mesh, table, name="sum"))
-    rows_BW = jax.make_array_from_callback(
-        (count, width), placed, lambda at: np.full((1, width), 1 + (at[0].start or 0), np.float32)
-    )
+
+    def row(index: Any) -> np.ndarray:
+        return np.full((1, width), 1 + (index[0].start or 0), np.float32)
+
+    rows_BW = jax.make_array_from_callback((count, width), placed, row)
     reduce = jax.jit(lambda x_BW: jnp.sum(x_BW, axis=0), out_shardings=whole)
     total_W = jax.block_until_ready(reduce(rows_BW))
     right = bool(np.all(np.asarray(total_W.addressable_data(0)) == count * (count + 1) / 2))

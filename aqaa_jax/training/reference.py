@@ -21,7 +21,7 @@ from aqaa_jax.data.pairs import KINDS, Pair, data_hash, pair_batch
 from aqaa_jax.data.tasks import load_audio, save_audio
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.tokens.vocab import Vocab
-from aqaa_jax.training.stages.preference import target_log_probs
+from aqaa_jax.training.stages.language import target_scores
 
 Say = Callable[[str], None]
 SHARD = 256
@@ -53,7 +53,7 @@ def reference_log_probs(
     shards = {folder / f"{k:05d}.npz": pairs[k * SHARD : (k + 1) * SHARD] for k in range(-(-len(pairs) // SHARD))}
     missing = [path for path in shards if not path.exists()]
     model = load() if missing else None
-    run = jax.jit(target_log_probs)
+    run = jax.jit(lambda model, batch: target_scores(model, batch)[0])
     for path in missing:
         save_audio(path, _float_bits(_shard(run, model, shards[path], vocab, tokens)))
         say(f"[reference] {path.name} of {len(shards)} shards of {SHARD} pairs")

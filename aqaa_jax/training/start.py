@@ -20,6 +20,7 @@ FOLDER = "start"  # of a stage: the weights it goes on from; of the run: what no
 TRAINED_BY = {"decoder": "sft1"}  # the stage that trains a part on, where it has another name
 KEPT_AS = {"decoder": "pretrain"}  # the stage whose result a kept part stands for, where it has another name
 SHAPED = ("tokenizer", "vocab", "decoder", "vocoder", "weave")  # what recipe and folder must agree on
+HOW_IT_RUNS = ("dtype", "param_dtype", "max_length", "remat", "scan", "attention")  # of the decoder: free
 HEADLESS = ("linguistic", "semantic")  # the heads these are trained with are in no model folder
 
 
@@ -32,6 +33,8 @@ def begin(recipe: RecipeConfig, run_dir: Path) -> None:
     """
     folder = Path(recipe.start)
     theirs, ours = to_dict(read_config(folder)), to_dict(recipe.system)
+    for values in (theirs, ours):
+        values["decoder"] = {k: v for k, v in values["decoder"].items() if k not in HOW_IT_RUNS}
     differing = [k for k in SHAPED if theirs[k] != ours[k]]
     if differing:
         raise ValueError(

@@ -15,6 +15,7 @@ from aqaa_jax.data.examples import units
 from aqaa_jax.data.language import language_batch
 from aqaa_jax.data.packed import Packed, Stream, build
 from aqaa_jax.data.reader import Draws, Reader
+from aqaa_jax.data.records import Codes, Part, Turn
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import token_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
@@ -201,12 +202,15 @@ def test_pairs_stay_together_and_name_chosen_and_rejected(tmp_path, coder):
 
 
 def test_broken_records_are_skipped_counted_and_listed(tmp_path, coder):
-    records = [RECORDS[0], None, conversation(1)._replace(turns=RECORDS[1].turns[:1]), *RECORDS[2:20]]
+    beyond = Part("Hm.", codes=Codes(np.array([1024, 0]), np.array([1, 2, 3])))
+    outside = RECORDS[9]._replace(turns=(Turn("human", (beyond,)), RECORDS[9].turns[1]))
+    records = [RECORDS[0], None, conversation(1)._replace(turns=RECORDS[1].turns[:1]), *RECORDS[2:20], outside]
     index = made(tmp_path, coder, [Stream("a", Listed(records), ("aqtaa",))])
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert (report["records"], report["done"], report["skipped"]) == (21, 19, 2) and len(report["problems"]) == 2
+    assert (report["records"], report["done"], report["skipped"]) == (22, 19, 3) and len(report["problems"]) == 3
     assert report["problems"][0] == {"where": "record 1", "why": "listed: record 1 is broken"}
     assert "no question and answer" in report["problems"][1]["why"]
+    assert "linguistic code 1024 is outside 0 .. 1023" in report["problems"][2]["why"]
     assert len(index.streams["a"][0]) == 19
     with pytest.raises(ValueError, match="record 1 is broken"):
         made(tmp_path / "strict", coder, [Stream("a", Listed(records), ("aqtaa",))], strict=True)

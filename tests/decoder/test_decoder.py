@@ -16,7 +16,7 @@ from aqaa_jax.nn.remat import POLICIES
 CONFIG = DecoderConfig(
     vocab=48, embed=16, mlp=24, heads=6, kv_heads=2, head_dim=4, layers=2, dtype="float32", param_dtype="float32"
 )
-CHANGES = [*({"remat": name} for name in POLICIES), {"scan": False}, {"scan": False, "remat": "full"}]
+CHANGES = [*({"remat": name} for name in POLICIES), {"unroll": 2}, {"scan": False}, {"scan": False, "remat": "full"}]
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}  # float32 rounding of logits of size 1 to 10
 
 
@@ -149,7 +149,9 @@ def test_int8_is_the_model_of_the_rounded_weights_with_and_without_a_cache(decod
 
 
 @pytest.mark.parametrize(
-    "change", [*({"remat": name} for name in POLICIES), {"scan": False}, {"scan": False, "remat": "full"}], ids=str
+    "change",
+    [*({"remat": name} for name in POLICIES), {"unroll": 2}, {"scan": False}, {"scan": False, "remat": "full"}],
+    ids=str,
 )
 def test_how_layers_run_changes_neither_value_nor_gradient(decoder, change):
     tokens = ids(8, 2, 7)

@@ -51,7 +51,7 @@ class Cloud:
         says = [{"out": "\n".join(f":aqaa: status {i} {text}" for i, text in enumerate(poll))} for poll in polls]
         self.rule(r"host\.sh status", *says)
 
-    def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
         (self.folder / "rules.json").write_text(json.dumps(self.rules))
         env = {k: v for k, v in os.environ.items() if not k.startswith("AQAA_")}
         env["PATH"] = f"{self.folder / 'bin'}:{env['PATH']}"

@@ -76,7 +76,11 @@ def test_code_environment_training_logs(hosts):
 
 @pytest.mark.parametrize(
     ("what", "said"),
-    [("2 killed once", "exit 137 @"), ("2 error once", "ValueError: bad step 2"), ("2 wrapper once", "run1/1: dead")],
+    [
+        ("2 killed once", "exit 137 @"),
+        pytest.param("2 error once", "ValueError: bad step 2", marks=pytest.mark.long),
+        pytest.param("2 wrapper once", "run1/1: dead", marks=pytest.mark.long),
+    ],
 )
 def test_a_worker_dies_and_training_starts_again(hosts, what, said):
     plan(hosts, 1, what)
@@ -87,6 +91,7 @@ def test_a_worker_dies_and_training_starts_again(hosts, what, said):
     assert log(hosts, 0).count("training auto") == 2  # it was stopped, or had ended
 
 
+@pytest.mark.long
 def test_a_poisoned_step_ends_it(hosts):
     plan(hosts, 0, "3 error always")
     done = hosts.run(*TPU, "--max-failures=2")

@@ -32,13 +32,13 @@ import pocket
 
 def get_config(arg=""):
     config = pocket.get_config("smoke")
-    config.stages = ("sft",)
-    config.sft_mix = {{"continuation": 1.0, **dict.fromkeys(("asr", "tts", "aqta", "aqtaa", "tqtaa"), 0.0)}}
-    config.sft.tokens = 512
-    config.sft.loop.log_every = 1
+    config.stages = ("sft1",)
+    config.sft1_mix = {{"continuation": 1.0, **dict.fromkeys(("asr", "tts", "aqta", "aqtaa", "tqtaa"), 0.0)}}
+    config.sft1.tokens = 512
+    config.sft1.loop.log_every = 1
     return config
 """
-SHARDING = "--config.sft.loop.sharding."
+SHARDING = "--config.sft1.loop.sharding."
 
 
 def recipe() -> RecipeConfig:
@@ -50,7 +50,7 @@ def recipe() -> RecipeConfig:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A run directory as the stages before sft leave it; the tokenizers' codes are random numbers."""
+    """A run directory as the stages before sft1 leave it; the tokenizers' codes are random numbers."""
     run, rng, config = tmp_path_factory.mktemp("begun"), np.random.default_rng(0), recipe()
     vocab, texts = Vocab(config.system.vocab), ["human", "assistant", "system", "seven plus two is nine"]
     train_pocket(texts * 50, run / "corpus" / corpus.TEXT_MODEL, vocab, size=350)
@@ -76,7 +76,7 @@ def launch(begun, run, processes, devices, *arguments):
 
 
 def metrics(run):
-    path = run / "sft" / "metrics.jsonl"
+    path = run / "sft1" / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -86,13 +86,13 @@ def test_any_number_of_processes_is_the_same_run(begun, tmp_path):
     found = {}
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
         run = tmp_path / str(processes)
-        job = launch(begun, run, processes, devices, "--config.sft.loop.steps=5", *mesh)
+        job = launch(begun, run, processes, devices, "--config.sft1.loop.steps=5", *mesh)
         code, said = job.wait(timeout=900), (run / "said").read_text()
         assert code == 0, said
-        assert "preflight ok   all-reduce" in said and said.count("[sft] 5/5") == 1 and said.count("[sft] done") == 1
+        assert "preflight ok   all-reduce" in said and said.count("[sft1] 5/5") == 1 and said.count("[sft1] done") == 1
         others = [(run / f"launch/logs/process-{i}.log").read_text() for i in range(1, processes)]
-        assert not any("[sft]" in text for text in others)
-        assert (run / "sft" / "decoder.safetensors").is_file() and (run / "sft" / "done.json").is_file()
+        assert not any("[sft1]" in text for text in others)
+        assert (run / "sft1" / "decoder.safetensors").is_file() and (run / "sft1" / "done.json").is_file()
         assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
         found[processes] = [line["loss"] for line in metrics(run)]
     for processes in (2, 4):
@@ -123,7 +123,7 @@ def wait_for(run, job, wanted, seconds=300):
 @pytest.mark.long
 def test_one_process_stopped_or_killed_ends_all_and_the_run_goes_on(begun, tmp_path):
     run = tmp_path / "run"
-    arguments = ["--config.sft.loop.steps=100000", "--config.sft.loop.save_every=100000", f"{SHARDING}mesh.data=2"]
+    arguments = ["--config.sft1.loop.steps=100000", "--config.sft1.loop.save_every=100000", f"{SHARDING}mesh.data=2"]
     job = launch(begun, run, 2, 1, *arguments)
     try:
         wait_for(run, job, lambda: len(metrics(run)) > 3)

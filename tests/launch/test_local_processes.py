@@ -39,7 +39,7 @@ def test_when_one_dies_the_others_are_ended(tmp_path, code):
     text = f"[[ $AQAA_DISTRIBUTED == 1/* ]] && exit {code}; trap '' TERM; while :; do sleep 0.1; done"
     began = time.monotonic()
     found, _, err = run(tmp_path, text, "--processes=3")
-    assert found == code and time.monotonic() - began < 30
+    assert found == code and time.monotonic() - began < 15  # not the time that one has to save
     assert f"process 1 ended with code {code}; ending the others. Its log: {tmp_path}/process-1.log" in err
 
 

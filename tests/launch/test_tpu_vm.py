@@ -18,7 +18,7 @@ def phases(cloud):
 def test_a_run_goes_through_and_releases_the_slice(cloud):
     done = cloud.run(*TPU, "--spot=1")
     assert done.returncode == 2 and "no option --spot" in done.stderr
-    done = cloud.run(*TPU, "--provision=spot", "--", "--config.sft.loop.steps=5", "--stages=a b")
+    done = cloud.run(*TPU, "--provision=spot", "--", "--config.sft1.loop.steps=5", "--stages=a b")
     assert done.returncode == 0, done.stderr
     assert phases(cloud) == ["setup", "stop", "preflight", "start"]
     (create,) = cloud.calls("create")
@@ -27,7 +27,7 @@ def test_a_run_goes_through_and_releases_the_slice(cloud):
     assert len(cloud.calls("queued-resources", "delete", "--force")) == 1
     (start,) = [c for c in cloud.calls("--worker=all") if "host.sh start" in c[-1]]
     words = shlex.split(start[-1])
-    assert words[-3:] == ["--config=configs/pocket.py", "--config.sft.loop.steps=5", "--stages=a b"]
+    assert words[-3:] == ["--config=configs/pocket.py", "--config.sft1.loop.steps=5", "--stages=a b"]
     (snapshot,) = (cloud.folder / "bucket" / "run" / "launch").glob("*.txt")
     assert "provision: spot" in snapshot.read_text() and "sha: " in snapshot.read_text()
     assert "log of worker 0" in (cloud.folder / "logs" / "run1" / "worker-0.log").read_text()

@@ -98,3 +98,9 @@ def test_permutation_and_network():
 def test_unknown_chip_is_refused():
     with pytest.raises(ValueError, match=r"'v9'.*v5p"):
         chip("v9")
+
+
+def test_the_share_of_a_kernel_goes_by_its_name():
+    v5p = chip("v5p")
+    assert v5p.kernel("sqrt_alibi_forward.3") == v5p.kernels[0] < v5p.kernel("sqrt_alibi_d_keys_values") <= 1
+    assert all(0 < c.kernel("something_else") < 1 for c in CHIPS.values())

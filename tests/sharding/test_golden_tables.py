@@ -24,7 +24,7 @@ DECODER_MESH = {
     "pocket": TWO,
     "step_3b": {"data": 2, "fsdp": 64, "expert": 2, "context": 2, "tensor": 4},
     "aqaa_130b": {"data": 4, "fsdp": 256, "expert": 2, "context": 4, "tensor": 8},
-    "aqaa_moe": {"data": 4, "fsdp": 32, "expert": 8, "context": 2, "tensor": 4},
+    "aqaa_moe": {"data": 2, "fsdp": 64, "expert": 8, "context": 4, "tensor": 8},
 }
 
 

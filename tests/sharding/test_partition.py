@@ -10,8 +10,9 @@ from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn.linear import Linear
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding import axes, partition, rules
+from aqaa_jax.sharding.manual import at_use
 from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import at_use, constrain, init_sharded, partitioning, shard, to_spec
+from aqaa_jax.sharding.partition import constrain, init_sharded, partitioning, shard, to_spec
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 

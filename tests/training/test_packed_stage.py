@@ -1,6 +1,8 @@
 """A language stage on a packed dataset: wired by the config, and a resumed run is the run."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -93,20 +95,17 @@ def test_a_resumed_run_on_packed_rows_is_the_run(folders, tmp_path):
         loop = LoopConfig(steps=steps, seed=5, save_every=3, log_every=3)
         return train(stage, run_dir, loop, OptimizerConfig(warmup_steps=1), log=lambda text: None)
 
-    class Killed(Exception):
-        pass
-
     whole = trained(tmp_path / "whole", 6)
     original = Reader.__call__
 
-    def dies(self, step):
-        if step == 5:
-            raise Killed
+    def stopped(self, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reader, "__call__", dies)
-        with pytest.raises(Killed):
+        patch.setattr(Reader, "__call__", stopped)
+        with pytest.raises(SystemExit):
             trained(tmp_path / "cut", 6)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(trained(tmp_path / "cut", 6)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -38,9 +38,7 @@ class LanguageStage:
     @property
     def weights(self) -> Mapping[str, float]:
         """The loss on the answers and, where there are experts, what keeps them in balance."""
-        if (c := self.decoder.experts) is None:
-            return {"answer": 1.0}
-        return {"answer": 1.0, "expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
+        return {"answer": 1.0, **expert_weights(self.decoder)}
 
     def init(self, key: jax.Array) -> Decoder:
         model = Decoder(self.decoder, rngs=nnx.Rngs(key))
@@ -50,28 +48,44 @@ class LanguageStage:
         return self.batches(step)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
-        segments_BL = batch["segment_ids"]
-        hidden_BLD, stats = model.hidden(batch["tokens"], segment_ids_BL=segments_BL, with_aux=True)
-        hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
-        head_DV = gathered(model.head, hidden_BKD.dtype)
-        log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=self.head_chunk)
-        terms = answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
-        return terms if stats is None else terms | expert_terms(stats, jnp.sum(segments_BL != 0, dtype=jnp.float32))
+        log_probs_BK, right_BK, experts = target_scores(model, batch, self.head_chunk)
+        return experts | answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
 
     def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
-        """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
-        experts = self.decoder.experts
-        if experts is None or not experts.bias_rate:
-            return new
-        new = jax.tree.map(lambda x: x, new)
-        new.blocks.mlp.bias.set_value(balanced(old.blocks.mlp.bias[...], means["expert_load"], experts.bias_rate))
-        return new
+        return settled(self.decoder, new, old, means)
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
         return state
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
         return self.figures(model)
+
+
+def target_scores(model: Decoder, batch: LanguageBatch, chunk: int = 0) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Of every target [B, K]: log p, float32, and whether it is the likeliest id; and the terms of the experts."""
+    segments_BL = batch["segment_ids"]
+    hidden_BLD, stats = model.hidden(batch["tokens"], segment_ids_BL=segments_BL, with_aux=True)
+    hidden_BKD = jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1)
+    head_DV = gathered(model.head, hidden_BKD.dtype)
+    log_probs_BK, right_BK = target_log_probs(hidden_BKD, head_DV, batch["targets"], chunk=chunk)
+    experts = {} if stats is None else expert_terms(stats, jnp.sum(segments_BL != 0, dtype=jnp.float32))
+    return log_probs_BK, right_BK, experts
+
+
+def expert_weights(decoder: DecoderConfig) -> dict[str, float]:
+    """What keeps the experts in balance, where there are experts."""
+    c = decoder.experts
+    return {} if c is None else {"expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
+
+
+def settled(decoder: DecoderConfig, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
+    """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
+    if decoder.experts is None or not decoder.experts.bias_rate:
+        return new
+    new = jax.tree.map(lambda x: x, new)
+    rate = decoder.experts.bias_rate
+    new.blocks.mlp.bias.set_value(balanced(old.blocks.mlp.bias[...], means["expert_load"], rate))
+    return new
 
 
 def answer_terms(log_probs: Any, right: Any, targets: Any, loss_mask: Any, vocab: VocabConfig) -> Terms:

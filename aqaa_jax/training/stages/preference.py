@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from aqaa_jax.config import DecoderConfig
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.pairs import Pair, PairBatch, pair_batch
 from aqaa_jax.decoder.model import Decoder
-from aqaa_jax.losses.cross_entropy import token_log_probs
 from aqaa_jax.losses.dpo import answer_log_ratios, preference
 from aqaa_jax.losses.masked import masked_sum_count
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import PreferenceConfig
+from aqaa_jax.training.stages.language import expert_weights, settled, target_scores
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 
@@ -41,7 +41,11 @@ class PreferenceStage:
     pairs: Sequence[Pair]
     references: Sequence[np.ndarray]
     config: PreferenceConfig
-    weights: Mapping[str, float] = field(default_factory=lambda: {"preference": 1.0})
+    head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"preference": 1.0, **expert_weights(self.decoder)}
 
     def init(self, key: jax.Array) -> Decoder:
         return Decoder(self.decoder, rngs=nnx.Rngs(key))
@@ -52,20 +56,17 @@ class PreferenceStage:
         return pair_batch(chosen, length, self.vocab, self.config.counted)
 
     def loss(self, model: Decoder, batch: PairBatch, key: jax.Array) -> Terms:
-        return preference_terms(target_log_probs(model, batch), batch, self.config)
+        log_probs_BK, _, experts = target_scores(model, batch, self.head_chunk)
+        return experts | preference_terms(log_probs_BK, batch, self.config)
+
+    def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
+        return settled(self.decoder, new, old, means)
 
     def adjust(self, state: TrainState, step: int) -> TrainState:
         return state
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
         return {}
-
-
-def target_log_probs(model: Decoder, batch: PairBatch) -> jax.Array:
-    """log p of every target of the batch, float32 [B, K]."""
-    hidden_BLD = model.hidden(batch["tokens"], segment_ids_BL=batch["segment_ids"])
-    logits_BKV = model.logits(jnp.take_along_axis(hidden_BLD, batch["source"][..., None], axis=1))
-    return token_log_probs(logits_BKV, batch["targets"])
 
 
 def preference_terms(policy_BK: jax.Array, batch: PairBatch, config: PreferenceConfig) -> Terms:
