@@ -141,15 +141,16 @@ def _job(values: dict[str, Any], args: Any, devices: Any) -> Any:
     from aqaa_jax.plan.compile import STAGES, Job, batch_parts
     from aqaa_jax.sharding.mesh import parse_mesh
     from aqaa_jax.sharding.xla_flags import options_for
-    from aqaa_jax.training.config import RecipeConfig, StageConfig
+    from aqaa_jax.training.config import PreferenceConfig, RecipeConfig, StageConfig
 
     if args.stage not in STAGES:
         raise ValueError(f"--stage is {args.stage!r}; expected one of {', '.join(STAGES)}")
     if "system" in values:
         recipe = from_dict(RecipeConfig, values)
         system, decoder, config = recipe.system, recipe.system.decoder, getattr(recipe, args.stage)
+        preference = recipe.preference
     else:
-        system = from_dict(SystemConfig, values)
+        system, preference = from_dict(SystemConfig, values), PreferenceConfig()
         decoder, config = dataclasses.replace(system.decoder, param_dtype="float32"), StageConfig(batch=0, length=4096)
         args.mesh = args.mesh or f"fsdp=-1,dcn_data={args.slices}"
         args.strategy = args.strategy or "hsdp"
@@ -166,7 +167,7 @@ def _job(values: dict[str, Any], args: Any, devices: Any) -> Any:
     if not config.batch:
         config = dataclasses.replace(config, batch=batch_parts(config.loop.sharding, devices))
     options = {} if args.xla == "none" else options_for(devices, config.loop.xla)
-    return Job(decoder, system.vocab, config, args.stage, options)
+    return Job(decoder, system.vocab, config, args.stage, options, preference)
 
 
 def _set(fields: dict[str, Any], path: str, value: str) -> None:
@@ -212,7 +213,7 @@ def _clock(what: str, every: float = 15.0) -> Iterator[None]:
 def _define(values: flags.FlagValues) -> None:
     for name, default, help_text in (
         ("topology", "", "generation and torus, like v5p:8x8x16"),
-        ("stage", "sft1", "a stage that trains the decoder"),
+        ("stage", "sft1", "pretrain, sft1, sft2 or dpo"),
         ("mesh", "", "sizes by name, like data=4 (default: the config's)"),
         ("strategy", "", "a sharding strategy (default: the config's)"),
         ("train", "", "fields of the stage's config, FIELD=VALUE,..."),

@@ -23,7 +23,7 @@ from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
 from aqaa_jax.nn.remat import LAYER_INPUT, checkpointed
-from aqaa_jax.nn.stack import scan, stack
+from aqaa_jax.nn.stack import changed, scan, stack
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
 from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.sharding.partition import constrain
@@ -81,7 +81,7 @@ class Decoder(nnx.Module):
             places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
             x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
             x_BLD, (_, stats) = self._blocks(x_BLD, places)
-            hidden_BLD = zigzag_back(self.norm(x_BLD))
+            hidden_BLD = self.norm(x_BLD) if order_L is None else zigzag_back(self.norm(x_BLD))
             return (hidden_BLD, stats) if with_aux else hidden_BLD
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")
@@ -115,19 +115,18 @@ class Decoder(nnx.Module):
         copy.blocks = nnx.List([_layer(self.blocks, i) for i in range(self.config.layers)])
         return copy
 
-    def int8(self) -> Decoder:
-        """The same model with all but its embedding and norms in int8 (``nn/int8.py``), layers apart; for inference.
+    def int8(self, *, apart: bool = True) -> Decoder:
+        """The same model with all but its embedding and norms in int8 (``nn/int8.py``); for inference.
 
-        Raises ``ValueError`` for a model with experts.
+        Layers stand ``apart`` (as in ``unrolled``), or stay a stack, which compiles faster when they are many. Raises ``ValueError`` for a model with experts.
         """
         if self.config.experts is not None:
             raise ValueError("int8 weights: expected a dense decoder, got one with experts")
-        copy = self.unrolled()
-        for block in copy.blocks:
-            for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
-                for name in names:
-                    setattr(part, name, Int8Weight(getattr(part, name), 1))
-            block.attention.wo = Int8Weight(block.attention.wo, 2)
+        copy = self.unrolled() if apart else jax.tree.map(lambda x: x, self)
+        if apart:
+            copy.blocks = nnx.List([_int8(block) for block in copy.blocks])
+        else:
+            copy.blocks = changed(_int8, copy.blocks)
         copy.head = Int8Weight(copy.head, 1)
         return copy
 
@@ -191,6 +190,14 @@ class Decoder(nnx.Module):
         (x_BLD, k, v), _ = self._over_layers(step, carry)
         added_B = L if real_BL is None else jnp.sum(real_BL, axis=1, dtype=jnp.int32)
         return self.norm(x_BLD), KVCache(k, v, cache.length_B + added_B)
+
+
+def _int8(block: Block) -> Block:
+    for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
+        for name in names:
+            setattr(part, name, Int8Weight(getattr(part, name), 1))
+    block.attention.wo = Int8Weight(block.attention.wo, 2)
+    return block
 
 
 def _layer(blocks: Block, layer: int) -> Block:

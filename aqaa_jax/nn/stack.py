@@ -24,6 +24,19 @@ def stack(build: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Bl
     return blocks
 
 
+def changed(change: Callable[[Block], Block], blocks: Block) -> Block:
+    """``change`` made to every block of a stack; it sees, and gives, the axes of a single block."""
+
+    def without(leaf: nnx.Variable) -> nnx.Variable:
+        return leaf.replace(leaf.get_value(), axes=leaf.get_metadata()["axes"][1:])
+
+    is_weight = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    blocks = jax.vmap(change)(jax.tree.map(without, blocks, is_leaf=is_weight))
+    for leaf in jax.tree.leaves(blocks, is_leaf=is_weight):
+        leaf.set_metadata(axes=(LAYERS, *leaf.get_metadata()["axes"]))
+    return blocks
+
+
 def scan(
     step: Callable[[Any, Block, Any], tuple[Any, Any]],
     carry: Any,

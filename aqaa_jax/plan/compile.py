@@ -10,22 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from aqaa_jax.config import DecoderConfig, ShardingConfig, VocabConfig
+from aqaa_jax.plan import batches
 from aqaa_jax.plan.topology import Topology
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 from aqaa_jax.sharding.axes import BATCH
-from aqaa_jax.training.config import StageConfig
+from aqaa_jax.tokens.vocab import Vocab
+from aqaa_jax.training.config import PreferenceConfig, StageConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.stages.language import LanguageStage
+from aqaa_jax.training.stages.preference import PreferenceStage
 from aqaa_jax.training.state import TrainState, init_state
 from aqaa_jax.training.step import step_of
 
 GIB = 2**30
-STAGES = ("pretrain", "sft1", "sft2")
+STAGES = ("pretrain", "sft1", "sft2", "dpo")
 _OUT = (
     re.compile(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)"),
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
@@ -49,6 +51,7 @@ class Job:
     config: StageConfig = field(default_factory=StageConfig)  # batch: rows of a step, length: tokens of a row
     stage: str = "sft1"
     flags: Mapping[str, str] = field(default_factory=dict)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     @property
     def sharding(self) -> ShardingConfig:
@@ -76,7 +79,11 @@ def compile_step(job: Job, target: Topology) -> Program:
         init, step, places = parts_of(job, mesh, table)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = placed(jax.eval_shape(init, key), places)
-        lowered = step.lower(state, abstract_batch(job, mesh, table), placed(key, everywhere(mesh, table)))
+        lowered = step.lower(
+            state,
+            batches.abstract(job.stage, job.config.batch, job.config.length, mesh, table),
+            placed(key, everywhere(mesh, table)),
+        )
         lowering, began = time.monotonic() - began, time.monotonic()
         compiled = compiled_or_reason(lowered, job.flags)
     return Program(compiled, mesh, lowering, time.monotonic() - began)
@@ -90,11 +97,13 @@ def state_gib(job: Job, target: Topology) -> float:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state) / GIB
 
 
-def stage_of(job: Job) -> LanguageStage:
-    """The stage of ``job``, as the trainer makes it but without examples. Raises ``ValueError`` for an unknown one."""
+def stage_of(job: Job) -> Any:
+    """The stage of ``job``, as the trainer makes it but without data. Raises ``ValueError`` for an unknown one."""
+    nothing = cast(Any, None)  # the loss reads no data of the stage's own
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
-    nothing = cast(Any, None)  # the loss reads no batches of the stage's own
+    if job.stage == "dpo":
+        return PreferenceStage("dpo", job.decoder, Vocab(job.vocab), nothing, nothing, nothing, job.preference)
     return LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=job.config.head_chunk)
 
 
@@ -142,12 +151,3 @@ def batch_parts(sharding: ShardingConfig, devices: Sequence[Any]) -> int:
     mesh = meshes.make_mesh(sharding.mesh, devices)
     with partition.partitioning(mesh, rules.rules_of(sharding)):
         return math.prod(mesh.shape[axis] for axis in partition.mesh_axes(BATCH))
-
-
-def abstract_batch(job: Job, mesh: Mesh, table: rules.Rules) -> Any:
-    """A packed batch in which every position carries loss: the most that a step can be asked for."""
-    shape = (job.config.batch, job.config.length)
-    spec = partition.to_spec((BATCH, None), shape, mesh, table, name="batch")
-    dtypes = {name: jnp.int32 for name in ("tokens", "segment_ids", "source", "targets")} | {"loss_mask": jnp.float32}
-    place = NamedSharding(mesh, spec)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, dtype in dtypes.items()}

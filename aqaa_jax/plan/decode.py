@@ -93,7 +93,7 @@ def abstract_model(job: Job, weights: str) -> Decoder:
 
     def build() -> Decoder:
         model = Decoder(config, rngs=nnx.Rngs(0))
-        return model if weights == "bfloat16" else model.int8()
+        return model if weights == "bfloat16" else model.int8(apart=False)
 
     return jax.eval_shape(build)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+from aqaa_jax.plan import batches
 from aqaa_jax.plan.compile import Job, compiled_or_reason, parts_of
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
@@ -44,24 +44,12 @@ def figures(job: Job, devices: Sequence[jax.Device]) -> Figures:
     mesh, table = meshes.make_mesh(job.sharding.mesh, devices), rules.rules_of(job.sharding)
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
         init, step, places = parts_of(job, mesh, table)
+        c = job.config
         state, key = jax.jit(init, out_shardings=places)(jax.random.key(0)), jax.random.key(1)
-        batch = partition.place_rows(_batch(job), mesh, table)
+        batch = partition.place_rows(batches.seeded(job.stage, c.batch, c.length, job.decoder.vocab), mesh, table)
         run: Any = compiled_or_reason(step.lower(state, batch, key), job.flags)
         found = []
         for _ in range(STEPS):
             state, metrics = run(state, batch, key)
             found.append({name: float(metrics[name]) for name in TOLERANCES})
     return found
-
-
-def _batch(job: Job) -> Any:
-    """Random tokens in place; every row is one segment, every position predicts the next."""
-    B, L = job.config.batch, job.config.length
-    tokens_BL = np.random.default_rng(0).integers(0, job.decoder.vocab, (B, L + 1), dtype=np.int32)
-    return {
-        "tokens": tokens_BL[:, :-1],
-        "segment_ids": np.ones((B, L), np.int32),
-        "source": np.broadcast_to(np.arange(L, dtype=np.int32), (B, L)),
-        "targets": tokens_BL[:, 1:],
-        "loss_mask": np.ones((B, L), np.float32),
-    }

@@ -2,7 +2,7 @@
 
 ``predicted_mfu`` = model FLOPs / (predicted seconds x peak x devices), where the model FLOPs of a step are
 tokens x (6 x parameters that multiply + 6 x layers x length x heads x head size): forward and backward of every weight
-matrix, head included and embedding table not, and of causal attention at half its square.
+matrix that a token meets, head included and embedding table not, and of causal attention at half its square.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from aqaa_jax.plan.collectives import ASSUMPTIONS, Torus
 from aqaa_jax.plan.compile import GIB, Job, Program
 from aqaa_jax.plan.replay import Replayed, Traffic, replay
 from aqaa_jax.plan.topology import Topology, torus
+from aqaa_jax.sharding.axes import EXPERTS
 from aqaa_jax.sharding.mesh import describe
 from aqaa_jax.training.executable import versions
 
@@ -28,12 +29,15 @@ DOUBTFUL = 1.4  # work done / model FLOPs above which the loops of the program w
 
 
 def parameters(decoder: DecoderConfig) -> tuple[int, int]:
-    """(all weights, those that multiply every token: without the embedding table and the experts it did not choose)."""
+    """(all weights, those that multiply a token: without the embedding table, of the experts those it goes to)."""
     model = jax.eval_shape(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
-    experts = decoder.experts
-    idle = 0 if experts is None else 3 * decoder.embed * experts.mlp * (experts.experts - experts.top_k)
-    return total, total - decoder.vocab * decoder.embed - decoder.layers * idle
+    total, active = 0, 0.0
+    for leaf in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        size = math.prod(leaf.get_value().shape)
+        one_of_many = decoder.experts is not None and EXPERTS in leaf.get_metadata()["axes"]
+        total += size
+        active += size * decoder.experts.top_k / decoder.experts.experts if one_of_many else size
+    return total, round(active) - decoder.vocab * decoder.embed
 
 
 def model_flops(decoder: DecoderConfig, batch: int, length: int) -> float:
@@ -58,7 +62,7 @@ def report(job: Job, target: Topology, program: Program, token_budget: float = 0
         "topology": target.name, "slices": target.slices, "chips": target.chips, "devices": devices,
         "stage": job.stage, "mesh": describe(job.sharding.mesh), "strategy": job.sharding.strategy,
         "batch": job.config.batch, "seq": job.config.length, "tokens_per_step": tokens,
-        "parameters": total[0], "model_flops": model,
+        "parameters": total[0], "active_parameters": total[1], "model_flops": model,
         "hlo_matmul_flops": out.sums["matmul_flops"] * devices, "hlo_kernel_flops": out.sums["kernel_flops"] * devices,
         "work_over_model": done / model,
         "peak_hbm_gib": memory.peak_memory_in_bytes / GIB, "hbm_limit_gib": chip.hbm_gib,
@@ -146,7 +150,7 @@ def table(plan: dict[str, Any]) -> str:
     lines = [
         ("on", f"{plan['slices']} x {plan['topology']}: {plan['chips']} chips, {plan['mesh']}, {plan['strategy']}"),
         ("step", f"{plan['batch']} x {plan['seq']} = {plan['tokens_per_step']:,} tokens ({plan['stage']})"),
-        ("parameters", f"{plan['parameters'] / 1e9:.2f} B"),
+        ("parameters", f"{plan['parameters'] / 1e9:.2f} B, {plan['active_parameters'] / 1e9:.2f} B multiply a token"),
         ("memory", f"{plan['peak_hbm_gib']:.2f} of {plan['hbm_limit_gib']} GiB (state {plan['state_gib']:.2f})"
          + (f", host {plan['host_gib']:.2f} GiB" if plan["host_gib"] else "")),
         ("work", f"{plan['work_over_model']:.3f} of the model's {plan['model_flops']:.4g} FLOPs; products at "

@@ -45,7 +45,7 @@ def test_a_plan_as_table_and_json(libtpu, tmp_path, capsys):
         (["--config=configs/aqaa_130b.py"], "--topology=NAME is required"),
         ([*TINY, "--topology=v5p"], "topology is 'v5p'; expected GENERATION:SIZES"),
         ([*TINY, "--topology=v9:2x2"], "unknown TPU generation 'v9'"),
-        ([*TINY, "--topology=v5p:2x2x1", "--stage=hift"], "--stage is 'hift'; expected one of pretrain, sft"),
+        ([*TINY, "--topology=v5p:2x2x1", "--stage=hift"], "--stage is 'hift'; expected one of pretrain, sft1"),
         ([*TINY, "--topology=v5p:2x2x1", "--mesh=rows=4"], "mesh is 'rows=4'"),
         ([*TINY, "--topology=v5p:2x2x1", "--train=loop.stepz=1"], "unknown config key 'train.loop.stepz'"),
         ([*TINY, "--topology=v5p:2x2x1", "--xla=nonsense"], "XLA option 'nonsense'"),

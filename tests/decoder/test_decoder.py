@@ -193,3 +193,12 @@ def test_bfloat16_is_near_float32():
 def test_heads_must_divide():
     with pytest.raises(ValueError, match="6 heads"):
         Decoder(dataclasses.replace(CONFIG, kv_heads=4), rngs=nnx.Rngs(0))
+
+
+def test_int8_layers_in_a_stack_are_those_apart(decoder):
+    tokens, apart, stacked = ids(11, 2, 7), decoder.int8(), decoder.int8(apart=False)
+    np.testing.assert_allclose(stacked(tokens), apart(tokens), atol=1e-5)
+    whole = stacked.blocks.attention.wq
+    assert whole.values.get_metadata()["axes"] == decoder.blocks.attention.wq.get_metadata()["axes"]
+    assert whole.scale.get_metadata()["axes"] == ("layers", "heads", "head_dim")
+    assert decoder.blocks.attention.wq.get_metadata()["axes"] == ("layers", "embed", "heads", "head_dim")

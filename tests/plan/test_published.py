@@ -1,6 +1,7 @@
 """The published plans (benchmarks/plans.py): their arguments describe jobs that suit their topologies."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -49,3 +50,16 @@ def test_the_page_shows_what_is_made_and_what_is_not(plans, tmp_path, monkeypatc
     assert all(name in empty for name in plans.TRAINING)
     (tmp_path / "v5p_4x4x4_4k.json").write_text('{"failed": 3, "arguments": ""}')
     assert "| v5p_4x4x4_4k | | does not fit or compile |" in plans.page()
+
+
+@pytest.mark.long  # minutes of compiling
+def test_a_published_plan_of_two_layers(libtpu, plans, tmp_path):
+    path = tmp_path / "plan.json"
+    few = ["--config.system.decoder.layers=2", f"--json={path}"]
+    assert command.run([*plans.TRAINING["v5p_4x16x16_4k"].split(), *few]) == 0
+    plan = json.loads(path.read_text())
+    assert plan["chips"] == 1024 and plan["bound"] == "compute" and not plan["notes"]
+    assert 1 <= plan["work_over_model"] < 1.03 and 0.8 < plan["matmul_efficiency"] < 0.95
+    assert plan["sync_gather_in_layer_mib"] <= 64 and plan["peak_hbm_gib"] < plan["hbm_limit_gib"]
+    by = plan["predicted_mfu_by_axes"]
+    assert by["1D"] <= by["emit"] <= by["3D"] < 0.95
