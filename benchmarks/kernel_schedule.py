@@ -4,8 +4,9 @@
 
 Compiles forward and backward with libtpu (of the version that jax asks for), reads the final instruction bundles of
 each kernel from the compiler's dump and counts those that handle one tile of all heads of a group. A bundle takes a
-cycle if nothing stalls. Share: the cycles in which the matrix units could do the products of a tile at best, over its
-bundles; above 1 the units, not the bundles, set the time. "row" is what a block of queries (or keys) costs besides.
+cycle if nothing stalls. Best: the cycles of the matrix units for the products of a tile; each has the head size as one
+dimension, which fills a unit that is wider only in part. Share: best over bundles; above 1 the units, not the bundles,
+set the time. "row" is what a block of queries (or keys) costs besides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from pathlib import Path
 from aqaa_jax.atomic import write_json
 
 TOPOLOGY = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v5e": "v5e:2x2", "tpu7x": "tpu7x:2x2x1", "v4": "v4:2x2x1"}
-PRODUCTS_PER_CYCLE = {"v4": 4 * 128**2, "v5e": 4 * 128**2, "v5p": 4 * 128**2, "v6e": 2 * 256**2, "tpu7x": 2 * 256**2}
+# Matrix units of a core, and their width.
+UNITS = {
+    "v4": (4, 128),
+    "v5e": (4, 128),
+    "v5p": (4, 128),
+    "v6e": (2, 256),
+    "tpu7x": (2, 256),
+}  # of a core, and their width
 MATMULS = {"sqrt_alibi_forward": 2, "sqrt_alibi_d_queries": 3, "sqrt_alibi_d_keys_values": 4}
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
 
@@ -124,7 +132,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     for kernel, matmuls in MATMULS.items():
         for path in folder.glob(f"*{kernel}*-01-final_bundles.txt"):
             tile, *rest = regions(path.read_text())
-            best = matmuls * group * q_size * k_size * args.head_dim // PRODUCTS_PER_CYCLE[args.chip]
+            units, width = UNITS[args.chip]
+            best = matmuls * group * q_size * k_size * max(args.head_dim, width) // (units * width**2)
             row = {"chip": args.chip, "kernel": kernel, "tile": f"{q_size}x{k_size}x{group}", "bundles": tile}
             table.append(row | {"best": best, "share": round(best / tile, 3), "row": sum(rest[:2])})
     return table

@@ -26,9 +26,10 @@ def _train(system: ConfigDict) -> ConfigDict:
         {
             "name": "aqaa_130b",
             "system": system,
-            "stages": ("pretrain", "sft1"),
             "pretrain": _stage(steps=20000, lr=1e-4),
             "sft1": _stage(steps=4000, lr=2e-5),
+            "sft2": _stage(steps=1000, lr=1e-5),
+            "dpo": _stage(steps=1000, lr=1e-6),
         }
     )
 

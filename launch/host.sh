@@ -85,6 +85,15 @@ remember() { # what this host is, in the run directory
   } >"$RUN/launch/host-$(host).txt" 2>&1
 }
 
+# runtime_flags: what several slices need and the compiler is not told (its own flags are given with each program).
+runtime_flags() {
+  if ((${AQAA_SLICES:-1} > 1)); then
+    LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-} $("$VENV/bin/python" -c \
+      'from aqaa_jax.sharding.xla_flags import RUNTIME; print(*(f"--{flag.name}={flag.value}" for flag in RUNTIME))')"
+    export LIBTPU_INIT_ARGS
+  fi
+}
+
 preflight() { "$VENV/bin/aqaa" preflight "--run-dir=$RUN" "$@"; }
 
 start() {
@@ -168,6 +177,7 @@ pod() {
   shift
   setup || return 42
   guard || return 3
+  runtime_flags
   if ((${#checks[@]})); then preflight "${checks[@]}" || return 42; fi
   touch "$STATE/log"
   tail -n 0 -F "$STATE/log" 2>/dev/null &
@@ -201,6 +211,7 @@ guard() {
 PHASE=$1
 shift
 mkdir -p "$STATE"
+case $PHASE in preflight | train) runtime_flags ;; esac
 case $PHASE in
   setup | preflight) report_of "$PHASE" "$@" ;;
   start | stop)

@@ -10,7 +10,7 @@ import sys
 EPILOG = """\
 A checkpoint is
   DIR                     a model folder (what `aqaa ask --model` reads); the result is one too
-  RUN/sft/checkpoints     a run's Orbax checkpoints, the newest of them; .../checkpoints/300 is step 300
+  RUN/sft1/checkpoints    a run's Orbax checkpoints, the newest of them; .../checkpoints/300 is step 300
                           (the averaged model of the run, where it keeps one)
   DIR/decoder.safetensors one file of weights, or the shards of that name; a folder of model-*.safetensors
 Model folders go with model folders; the others may be mixed, and give an Orbax checkpoint, or one file if the output

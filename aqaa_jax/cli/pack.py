@@ -14,7 +14,7 @@ by + in rows together:
   aqaa pack sft talk.codes:sft_1 --length 4096
   aqaa pack pre books.codes:continuation=2,asr+tts=2 talk.codes:interleaved=1 web.jsonl:text=3 --length 8192
 
-The shares of all inputs are one mixture. DST goes into a recipe as pretrain.dataset or sft.dataset.
+The shares of all inputs are one mixture. DST goes into a recipe as pretrain.dataset or sft1.dataset.
 """
 
 

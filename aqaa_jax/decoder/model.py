@@ -81,7 +81,7 @@ class Decoder(nnx.Module):
             places = self._places(tokens_BL, positions_BL, segment_ids_BL, order_L)
             x_BLD = self._embed(tokens_BL if order_L is None else tokens_BL[:, order_L])
             x_BLD, (_, stats) = self._blocks(x_BLD, places)
-            hidden_BLD = zigzag_back(self.norm(x_BLD))
+            hidden_BLD = self.norm(x_BLD) if order_L is None else zigzag_back(self.norm(x_BLD))
             return (hidden_BLD, stats) if with_aux else hidden_BLD
         if positions_BL is not None:
             raise ValueError("positions_BL cannot be given with a cache, which has its own")

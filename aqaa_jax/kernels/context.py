@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqaa_jax.sharding.axes import ACT_EMBED, BATCH, LENGTH
-from aqaa_jax.sharding.partition import mesh_axes, per_shard, split_of
+from aqaa_jax.sharding.partition import by_hand_axes, mesh_axes, per_shard, split_of
 
 Attend = Callable[..., jax.Array]
 
@@ -43,25 +43,22 @@ def with_all_keys(attend: Attend) -> Attend:
 
 
 def zigzag_order(L: int) -> np.ndarray | None:
-    """Where the tokens of a row of ``L`` come from when every device is to have equal work; None: as they are.
+    """Where the tokens of a row of ``L`` come from when every device is to have equal work; None: stay as they are.
 
     Of ``2 n`` chunks device ``i`` of ``n`` gets the ``i``-th from the start and the ``i``-th from the end: under a
-    causal mask the work of a chunk grows with its place, and every such pair adds up to the same.
-    Raises ``ValueError`` for a length that does not split so.
+    causal mask the work of a chunk grows with its place, and every such pair adds up to the same. Rows that are
+    not split, those that do not divide into ``2 n`` chunks and those that are already pieces here stay as they are
+    (the last device then has most to do).
     """
     n = split_of(LENGTH)
-    if n == 1:
+    if n == 1 or L % (2 * n) or by_hand_axes(LENGTH):
         return None
-    if L % (2 * n):
-        raise ValueError(f"rows of {L} tokens over {n} devices; expected a multiple of {2 * n}")
     return np.arange(L).reshape(2 * n, -1)[_chunks(n)].reshape(-1)
 
 
 def zigzag_back(x_BLD: jax.Array) -> jax.Array:
     """The rows of ``x_BLD``, placed by ``zigzag_order``, in their own order: every device sends both its chunks."""
     axes, n = mesh_axes(LENGTH), split_of(LENGTH)
-    if n == 1:
-        return x_BLD
     # A device holds one chunk of even number and one of odd; the natural owner of chunk c is device c // 2.
     pairs = _chunks(n).reshape(n, 2)
     sends = [[(i, int(next(c for c in pair if c % 2 == odd)) // 2) for i, pair in enumerate(pairs)] for odd in (0, 1)]
@@ -84,5 +81,7 @@ def _chunks(n: int) -> np.ndarray:
 def _in_order(x_BS: jax.Array) -> jax.Array:
     """Keys gathered from devices that were placed by ``zigzag_order``, in their own order."""
     n = split_of(LENGTH)
+    if x_BS.shape[1] % (2 * n):
+        return x_BS
     chunks = jnp.split(x_BS, 2 * n, axis=1)
     return jnp.concatenate([chunks[i] for i in np.argsort(_chunks(n))], axis=1)

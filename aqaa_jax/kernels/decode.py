@@ -38,13 +38,22 @@ def decode_attention(
     and only the 16 slots around the new one are written (donate them, or XLA must copy them before).
     A position from S on keeps nothing. Logits, softmax and sums are float32; the cache may be of another dtype than q.
     """
-    (B, N, H), (_, _, K, S, _) = q_BNH.shape, k_XBKSH.shape
+    (B, N, H), K = q_BNH.shape, k_XBKSH.shape[2]
     tile, G, dtype = tile or tiles(), N // K, k_XBKSH.dtype
-    size = min(max(LANES, KEYS // K // LANES * LANES), -(-S // LANES) * LANES)
     q_BKGH = q_BNH.reshape(B, K, G, H).astype(dtype)
-    new = (x.astype(dtype).reshape(B, K, 1, H) for x in (k_BKH, v_BKH))
-    slopes_KGH = jnp.broadcast_to(slopes_N.reshape(K, G, 1) * math.log2(math.e), (K, G, LANES))
-    blocks = jnp.minimum(jnp.max(positions_B), S - 1) // size + 1
+    k_BK1H, v_BK1H = (x.astype(dtype).reshape(B, K, 1, H) for x in (k_BKH, v_BKH))
+    slopes_KG = jnp.broadcast_to(slopes_N.reshape(K, G, 1) * math.log2(math.e), (K, G, LANES))
+    layer_1 = jnp.reshape(layer, (1,))
+    out_BKGH, k_XBKSH, v_XBKSH = _call(
+        layer_1, positions_B, kept_B, slopes_KG, q_BKGH, k_BK1H, v_BK1H, k_XBKSH, v_XBKSH, tile
+    )
+    return out_BKGH.reshape(B, N, H).astype(q_BNH.dtype), k_XBKSH, v_XBKSH
+
+
+def _call(layer, positions_B, kept_B, slopes_KG, q_BKGH, k_BKH, v_BKH, k_XBKSH, v_XBKSH, tile):
+    (B, K, G, H), S, itemsize = q_BKGH.shape, k_XBKSH.shape[3], q_BKGH.dtype.itemsize
+    size = min(max(LANES, KEYS // K // LANES * LANES), -(-S // LANES) * LANES)
+    blocks = jnp.minimum(jnp.max(positions_B), S - 1) // size + 1  # no row has more
 
     def block(b, j, layer, positions, kept):
         return layer[0], b, 0, jnp.minimum(j, jnp.minimum(positions[b], S - 1) // size), 0
@@ -57,7 +66,7 @@ def decode_attention(
     keys = pl.BlockSpec((1, 1, K, size, H), block)
     slots = pl.BlockSpec((1, 1, K, _ROWS, H), written)
     numbers = pltpu.VMEM((K, G, LANES), jnp.float32)
-    out_BKGH, k_XBKSH, v_XBKSH = pl.pallas_call(
+    return pl.pallas_call(
         partial(_kernel, scale=H**-0.5 * math.log2(math.e), capacity=S, unrolled=not tile.interpret),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -70,37 +79,17 @@ def decode_attention(
         input_output_aliases={7: 1, 8: 2},
         compiler_params=tile.compiler_params("parallel", "arbitrary"),
         cost_estimate=pl.CostEstimate(
-            flops=4 * B * N * S * H,
-            bytes_accessed=2 * dtype.itemsize * B * (K * S + N) * H,
-            transcendentals=B * N * S,
+            flops=4 * B * K * G * S * H,
+            bytes_accessed=2 * itemsize * B * K * (S + G) * H,
+            transcendentals=B * K * G * S,
         ),
         interpret=tile.interpret,
         name="sqrt_alibi_decode",
-    )(jnp.reshape(layer, (1,)), positions_B, kept_B, slopes_KGH, q_BKGH, *new, k_XBKSH, v_XBKSH)
-    return out_BKGH.reshape(B, N, H).astype(q_BNH.dtype), k_XBKSH, v_XBKSH
+    )(layer, positions_B, kept_B, slopes_KG, q_BKGH, k_BKH, v_BKH, k_XBKSH, v_XBKSH)
 
 
-def _kernel(
-    layer,
-    positions,
-    kept,
-    slopes,
-    q,
-    k_new,
-    v_new,
-    k,
-    v,
-    out,
-    k_slots,
-    v_slots,
-    tops,
-    sums,
-    outs,
-    *,
-    scale,
-    capacity,
-    unrolled,
-):
+def _kernel(*refs, scale, capacity, unrolled):
+    _, positions, kept, slopes, q, k_new, v_new, k, v, out, k_slots, v_slots, tops, sums, outs = refs
     b, j = pl.program_id(0), pl.program_id(1)
     _, K, _, H = q.shape
     size = k.shape[3]

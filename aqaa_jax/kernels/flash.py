@@ -110,32 +110,13 @@ def forward(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile):
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH)
 
 
-def _forward_kernel(
-    first,
-    last,
-    slopes,
-    q_places,
-    k_places,
-    q_segments,
-    k_segments,
-    q,
-    k,
-    v,
-    out,
-    log_sum,
-    q_place_columns,
-    q_segment_columns,
-    tops,
-    sums,
-    outs,
-    *,
-    scale,
-    unrolled,
-):
+def _forward_kernel(*refs, scale, unrolled):
     """One block of keys for one block of queries of all heads of a group; ``tops`` and ``sums`` alike in all lanes.
 
     ``sums`` holds partial sums in its lanes.
     """
+    first, last, slopes, q_places, k_places, q_segments, k_segments, q, k, v, *rest = refs
+    out, log_sum, q_place_columns, q_segment_columns, tops, sums, outs = rest
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
     _, _, G, q_size, H = q.shape
     k_size = k.shape[2]

@@ -51,30 +51,9 @@ def d_queries(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL, sl
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL)
 
 
-def _d_queries_kernel(
-    first,
-    last,
-    slopes,
-    q_places,
-    k_places,
-    q_segments,
-    k_segments,
-    q,
-    k,
-    v,
-    d_out,
-    log_sum,
-    delta,
-    d_q,
-    q_place_columns,
-    q_segment_columns,
-    log_sums,
-    deltas,
-    d_qs,
-    *,
-    scale,
-    unrolled,
-):
+def _d_queries_kernel(*refs, scale, unrolled):
+    first, last, slopes, q_places, k_places, q_segments, k_segments, q, k, v, d_out, log_sum, delta, *rest = refs
+    d_q, q_place_columns, q_segment_columns, log_sums, deltas, d_qs = rest
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
     G, k_size = q.shape[2], k.shape[2]
 
@@ -147,30 +126,9 @@ def d_keys_values(q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL
     )(*bounds, slopes_KG, *rows, q_BKGLH, k_BKSH, v_BKSH, d_out_BKGLH, log_sum_BKGL, delta_BKGL)
 
 
-def _d_keys_values_kernel(
-    first,
-    last,
-    slopes,
-    q_places,
-    k_places,
-    q_segments,
-    k_segments,
-    q,
-    k,
-    v,
-    d_out,
-    log_sum,
-    delta,
-    d_k,
-    d_v,
-    k_place_columns,
-    k_segment_columns,
-    d_ks,
-    d_vs,
-    *,
-    scale,
-    unrolled,
-):
+def _d_keys_values_kernel(*refs, scale, unrolled):
+    first, last, slopes, q_places, k_places, q_segments, k_segments, q, k, v, d_out, log_sum, delta, *rest = refs
+    d_k, d_v, k_place_columns, k_segment_columns, d_ks, d_vs = rest
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
     _, _, G, q_size, _ = q.shape
 

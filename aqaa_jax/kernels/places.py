@@ -32,7 +32,7 @@ class Places:
     distance_BLS: Float[Array, "#B L S"] | None = None
     attention: str = field(default="reference", metadata={"static": True})
 
-    def rows(self, batch: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def rows(self, batch: int) -> tuple[jax.Array, ...]:
         """Query positions, key positions, query segments, key segments: int32 ``[batch, ...]``; none given: ones."""
         q, k = self.query_positions_BL, self.key_positions_BS
         q_segments = jnp.ones_like(q) if self.query_segments_BL is None else self.query_segments_BL
@@ -62,9 +62,7 @@ def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
 
 
-def visible_blocks(
-    rows: tuple[jax.Array, jax.Array, jax.Array, jax.Array], query_block: int, key_block: int
-) -> jax.Array:
+def visible_blocks(rows: tuple[jax.Array, ...], query_block: int, key_block: int) -> jax.Array:
     """``[B, query blocks, key blocks]``: False where no query of a block can see any key of the other.
 
     Judged by the smallest and largest position and segment of a block, so True may be said of a pair of blocks in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -21,8 +21,8 @@ class Tiles(NamedTuple):
     vmem_mib: int
     interpret: bool = False
 
-    def compiler_params(self, *semantics: str) -> pltpu.CompilerParams:
-        """``semantics``: "parallel" or "arbitrary" for each axis of the grid."""
+    def compiler_params(self, *semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
+        """``semantics``: whether the steps of each axis of the grid may run in any order, on two cores."""
         return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=self.vmem_mib * 2**20)
 
     def cost(self, products: int, q_BKGLH: jax.Array, k_BKSH: jax.Array) -> pl.CostEstimate:
@@ -65,7 +65,7 @@ def tiles() -> Tiles:
 
     Raises ``ValueError`` for a TPU that is not in the table and for a GPU, where interpreting would crawl.
     """
-    at: jax.Device = device()
+    at = device()
     if at.platform == "cpu":
         return INTERPRETED
     if at.device_kind not in TILES:

@@ -29,6 +29,7 @@ from aqaa_jax.config import MeshConfig, ShardingConfig
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 from aqaa_jax.sharding.axes import BATCH
+from aqaa_jax.sharding.xla_flags import VERSION, digest
 from aqaa_jax.training import distributed
 
 MISSING = "none"
@@ -89,16 +90,16 @@ def versions() -> dict[str, str]:
         "jax": jax.__version__,
         "jaxlib": _version("jaxlib"),
         "libtpu": _version("libtpu"),
-        "XLA flags": f"{len(flags)}, hash {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}",
+        "XLA flags": f"table {VERSION}, {len(flags)} of the environment, hash {digest(dict.fromkeys(flags, ''))}",
     }
 
 
 def code_hash(package: Path) -> str:
     """Of the names and contents of all its modules: the code that runs, whatever a label says."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+        hashed.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return hashed.hexdigest()[:12]
 
 
 def _git() -> str:

@@ -32,7 +32,7 @@ collect_logs() { # every host leaves its log in the run directory
 
 # host_environment: what host.sh must know, as words for `env`.
 host_environment() {
-  quote "AQAA_NAME=${SET[name]}" "AQAA_SHA=$SHA" "AQAA_RUN_DIR=$RUN" "AQAA_MAX_FAILURES=${SET[max-failures]}" "${HOST_ENV[@]}"
+  quote "AQAA_NAME=${SET[name]}" "AQAA_SHA=$SHA" "AQAA_RUN_DIR=$RUN" "AQAA_MAX_FAILURES=${SET[max-failures]}" "AQAA_SLICES=${SET[slices]}" "${HOST_ENV[@]}"
 }
 
 # preflight_arguments: what `aqaa preflight` must find.

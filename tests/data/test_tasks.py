@@ -84,7 +84,7 @@ def test_emphasis_repeats_the_items_of_a_family(tasks):
     assert list(more.items) == [*items, *(items[i] for i in members * 2)]
     assert all(a is tasks.questions.audio[i] for a, i in zip(more.audio[len(items) :], members * 2, strict=True))
     assert list(tasks.questions.emphasised(()).items) == list(items)
-    with pytest.raises(ValueError, match="no question of family 'algebra'"):
+    with pytest.raises(ValueError, match="no question of family or style 'algebra'"):
         tasks.questions.emphasised(("algebra",))
 
 

@@ -64,7 +64,8 @@ def check(attention, case, rows, limit):
     with jax.enable_x64(True):
         theirs = value_and_gradients(truth, *(x.astype(jnp.float64) for x in case), slopes, rows)
     for name, a, b in zip(("out", "d_q", "d_k", "d_v"), ours, theirs, strict=True):
-        error, b = np.asarray(a, np.float64) - b, np.asarray(b)
+        b = np.asarray(b)  # jax would round it to float32 here
+        error = np.asarray(a, np.float64) - b
         relative = np.linalg.norm(error) / np.linalg.norm(b)
         largest = np.abs(error).max() / np.abs(b).max()
         assert relative <= limit, f"{name}: relative error {relative:.1e}, limit {limit:.0e}"

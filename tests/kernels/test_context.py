@@ -68,8 +68,7 @@ def test_zigzag_gives_equal_work_and_comes_back(n):
         order = zigzag_order(16 * n)
         x = jax.random.normal(jax.random.key(0), (1, 16 * n, 3))
         np.testing.assert_array_equal(jax.jit(zigzag_back)(x[:, order]), x)
-        with pytest.raises(ValueError, match=f"multiple of {2 * n}"):
-            zigzag_order(16 * n + 1)
+        assert zigzag_order(17 * n) is None  # an odd number of tokens for a device stays as it is
     places = rows_of(jnp.ones((1, 16 * n), jnp.int32))
     here = tuple(x[:, order] if i % 2 == 0 else x for i, x in enumerate(places))
     work = np.asarray(visible_blocks(here, 8, 8)).reshape(n, -1).sum(1)

@@ -35,7 +35,7 @@ def test_one_token(N, K, H, S, dtype, limit, monkeypatch):
             for old, new in ((k, k_new), (v, v_new))
         )
         rows = map(jnp.asarray, (*places, *segments))
-        expected = truth(q[:, None].astype(jnp.float64), keys, values, alibi_slopes(N), *rows)[:, 0]
+        expected = np.asarray(truth(q[:, None].astype(jnp.float64), keys, values, alibi_slopes(N), *rows))[:, 0]
     error = np.linalg.norm(np.asarray(out, np.float64) - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2))
     assert error.max() <= limit, f"relative errors of the rows {error}"
     for before, new, after in ((k, k_new, k_after), (v, v_new, v_after)):

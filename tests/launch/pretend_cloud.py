@@ -15,7 +15,14 @@ TPU = ("--backend=tpu-vm", "--project=p", "--zone=z", "--topology=v5p:2x2x2", "-
 
 def repository(folder: Path) -> Path:
     """A small git repository with the launcher in it: what it ships is a commit, and this one is clean."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "aqaa_jax/version.py", "configs/pocket.py"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "aqaa_jax/version.py",
+        "configs/pocket.py",
+        "configs/sft1.py",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "launch", folder / "launch")

@@ -9,6 +9,7 @@ from pretend_cloud import TPU
 
 PYTHON = """#!/bin/bash
 # a Python that makes environments with a stand-in for aqaa in them
+[[ $1 == -c && $2 == *RUNTIME* ]] && echo --megascale=1
 [[ $1 == -c ]] && exit 0
 [[ "$1 $2" == "-m venv" ]] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$(dirname "$0")/trainer" "$3/bin/aqaa"
 [[ "$1 $2 $3" == "-m pip freeze" ]] && echo jax==0.10.2
@@ -20,7 +21,7 @@ command=$1
 for word in "$@"; do [[ $word == --run[-_]dir=* ]] && run=${word#--run?dir=}; done
 plan=$run/plan/$TPU_WORKER_ID
 [[ $command == preflight ]] && { echo "preflight ok   all  $*"; [[ ! -f $run/plan/unfit-$TPU_WORKER_ID ]]; exit; }
-echo "training $AQAA_DISTRIBUTED $NOTE $*"
+echo "training $AQAA_DISTRIBUTED $NOTE $* $LIBTPU_INIT_ARGS"
 trap 'echo "saved and stopped"; exit 143' TERM
 for step in 1 2 3 4; do
   [[ $TPU_WORKER_ID == 0 ]] && { mkdir -p "$run/sft/checkpoints/$step"; echo "step $step"; }
@@ -48,6 +49,14 @@ def hosts(cloud):
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return cloud
+
+
+def test_slices_get_what_their_runtime_needs(hosts):
+    hosts.settings(workers=1, hosts=True)
+    done = hosts.run(*TPU, "--slices=2", "--preflight=0", "--set-env=LIBTPU_INIT_ARGS=--mine=2")
+    assert done.returncode == 0, done.stderr
+    log = (hosts.folder / "hosts" / "run1-1-0" / "aqaa" / "runs" / "run1" / "log").read_text()
+    assert log.splitlines()[0].endswith("--mine=2 --megascale=1")
 
 
 def plan(cloud, worker, text):

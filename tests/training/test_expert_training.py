@@ -49,7 +49,7 @@ class Stage(LanguageStage):
 
 
 def run(path, stage=Stage, **changes):
-    stage = stage("sft", DECODER, VocabConfig(48, 32, 8, 8), None, None, seed=0)
+    stage = stage("sft1", DECODER, VocabConfig(48, 32, 8, 8), None)
     loop = LoopConfig(steps=8, log_every=2, save_every=4, **changes)
     model = train(stage, path, loop, OPTIMIZER, log=lambda text: None)
     return model, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -58,18 +58,18 @@ def stage_config(folder, **changes):
 
 def test_a_stage_reads_the_dataset_its_config_names(folders, tmp_path):
     recipe = RecipeConfig(system=SystemConfig(vocab=VOCAB))
-    batches = _batches(recipe, tmp_path, stage_config(folders / "sft"), MixConfig(code_noise=0.1))
+    batches = _batches(recipe, tmp_path, stage_config(folders / "sft"), MixConfig(code_noise=0.1), None)
     expected = Reader(Packed(folders / "sft"), batch=2, seed=5, code_noise=0.1)
     for step in (0, 3):
         for key, value in expected(step).items():
             np.testing.assert_array_equal(batches(step)[key], value)
     other = dataclasses.replace(recipe, system=SystemConfig(vocab=dataclasses.replace(VOCAB, size=500)))
     with pytest.raises(ValueError, match="packed for VocabConfig"):
-        _batches(other, tmp_path, stage_config(folders / "sft"), MixConfig())
+        _batches(other, tmp_path, stage_config(folders / "sft"), MixConfig(), None)
     with pytest.raises(ValueError, match="holds preference pairs"):
-        _batches(recipe, tmp_path, stage_config(folders / "dpo"), MixConfig())
+        _batches(recipe, tmp_path, stage_config(folders / "dpo"), MixConfig(), None)
     with pytest.raises(FileNotFoundError, match=r"packed.json: missing"):
-        _batches(recipe, tmp_path, stage_config(tmp_path), MixConfig())
+        _batches(recipe, tmp_path, stage_config(tmp_path), MixConfig(), None)
 
 
 @pytest.mark.long
