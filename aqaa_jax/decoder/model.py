@@ -118,7 +118,8 @@ class Decoder(nnx.Module):
     def int8(self, *, apart: bool = True) -> Decoder:
         """The same model with all but its embedding and norms in int8 (``nn/int8.py``); for inference.
 
-        Layers stand ``apart`` (as in ``unrolled``), or stay a stack, which compiles faster when they are many. Raises ``ValueError`` for a model with experts.
+        Layers stand ``apart`` (as in ``unrolled``), or stay a stack, which compiles faster when they are many. Raises
+        ``ValueError`` for a model with experts.
         """
         if self.config.experts is not None:
             raise ValueError("int8 weights: expected a dense decoder, got one with experts")
@@ -193,10 +194,13 @@ class Decoder(nnx.Module):
 
 
 def _int8(block: Block) -> Block:
-    for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
+    for part, names, in_axes in (
+        (block.attention, ("wq", "wk", "wv"), 1),
+        (block.attention, ("wo",), 2),
+        (block.mlp, ("gate", "up", "down"), 1),
+    ):
         for name in names:
-            setattr(part, name, Int8Weight(getattr(part, name), 1))
-    block.attention.wo = Int8Weight(block.attention.wo, 2)
+            setattr(part, name, Int8Weight(getattr(part, name), in_axes))
     return block
 
 
