@@ -118,8 +118,8 @@ class Decoder(nnx.Module):
     def int8(self, *, apart: bool = True) -> Decoder:
         """The same model with all but its embedding and norms in int8 (``nn/int8.py``); for inference.
 
-        Layers stand ``apart`` (as in ``unrolled``), or stay a stack, which compiles faster when they are many. Raises
-        ``ValueError`` for a model with experts.
+        Layers stand ``apart`` (as in ``unrolled``), or stay a stack, which compiles faster when they are many.
+        Raises ``ValueError`` for a model with experts.
         """
         if self.config.experts is not None:
             raise ValueError("int8 weights: expected a dense decoder, got one with experts")
