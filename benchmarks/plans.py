@@ -86,7 +86,8 @@ def main() -> int:
 
 
 def _made(path: Path, arguments: str) -> bool:
-    return path.is_file() and json.loads(path.read_text()).get("arguments") == arguments
+    made = json.loads(path.read_text()) if path.is_file() else {}
+    return made.get("arguments") == arguments and "failed" not in made
 
 
 def make(name: str, arguments: str, path: Path) -> None:

@@ -194,10 +194,13 @@ class Decoder(nnx.Module):
 
 
 def _int8(block: Block) -> Block:
-    for part, names in ((block.attention, ("wq", "wk", "wv")), (block.mlp, ("gate", "up", "down"))):
+    for part, names, in_axes in (
+        (block.attention, ("wq", "wk", "wv"), 1),
+        (block.attention, ("wo",), 2),
+        (block.mlp, ("gate", "up", "down"), 1),
+    ):
         for name in names:
-            setattr(part, name, Int8Weight(getattr(part, name), 1))
-    block.attention.wo = Int8Weight(block.attention.wo, 2)
+            setattr(part, name, Int8Weight(getattr(part, name), in_axes))
     return block
 
 

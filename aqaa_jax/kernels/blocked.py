@@ -38,12 +38,12 @@ def blocked_attention(
     rows = tuple(padded(x, 1, size) for x, size in zip(rows, sizes, strict=True))
     q_BKGLH = padded(q_BLNH.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4), 3, q_size)
     k_BKSH, v_BKSH = (padded(x.swapaxes(1, 2), 2, k_size) for x in (k_BSKH, v_BSKH))
-    out_BKGLH = _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_N.reshape(K, N // K), rows, (q_size, k_size))
+    out_BKGLH: jax.Array = _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_N.reshape(K, N // K), rows, (q_size, k_size))
     return out_BKGLH[:, :, :, :L].transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, sizes):
+def _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, sizes) -> jax.Array:
     return _forward(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, sizes)[0]
 
 

@@ -43,9 +43,8 @@ def decode_attention(
     q_BKGH = q_BNH.reshape(B, K, G, H).astype(dtype)
     k_BK1H, v_BK1H = (x.astype(dtype).reshape(B, K, 1, H) for x in (k_BKH, v_BKH))
     slopes_KG = jnp.broadcast_to(slopes_N.reshape(K, G, 1) * math.log2(math.e), (K, G, LANES))
-    layer_1 = jnp.reshape(layer, (1,))
     out_BKGH, k_XBKSH, v_XBKSH = _call(
-        layer_1, positions_B, kept_B, slopes_KG, q_BKGH, k_BK1H, v_BK1H, k_XBKSH, v_XBKSH, tile
+        layer, positions_B, kept_B, slopes_KG, q_BKGH, k_BK1H, v_BK1H, k_XBKSH, v_XBKSH, tile
     )
     return out_BKGH.reshape(B, N, H).astype(q_BNH.dtype), k_XBKSH, v_XBKSH
 
@@ -85,7 +84,7 @@ def _call(layer, positions_B, kept_B, slopes_KG, q_BKGH, k_BKH, v_BKH, k_XBKSH, 
         ),
         interpret=tile.interpret,
         name="sqrt_alibi_decode",
-    )(layer, positions_B, kept_B, slopes_KG, q_BKGH, k_BKH, v_BKH, k_XBKSH, v_XBKSH)
+    )(jnp.reshape(layer, (1,)), positions_B, kept_B, slopes_KG, q_BKGH, k_BKH, v_BKH, k_XBKSH, v_XBKSH)
 
 
 def _kernel(*refs, scale, capacity, unrolled):

@@ -42,12 +42,12 @@ def flash_attention(
     q_BKGLH = padded(padded(q_BLNH.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4), 3, tile.queries), 4, wide)
     k_BKSH, v_BKSH = (padded(padded(x.swapaxes(1, 2), 2, tile.keys), 3, wide) for x in (k_BSKH, v_BSKH))
     slopes_KG = slopes_N.reshape(K, N // K) * math.log2(math.e)
-    out_BKGLH = _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, H**-0.5, tile)
+    out_BKGLH: jax.Array = _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, H**-0.5, tile)
     return out_BKGLH[..., :L, :H].transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile):
+def _attend(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile) -> jax.Array:
     return forward(q_BKGLH, k_BKSH, v_BKSH, slopes_KG, rows, scale, tile)[0]
 
 

@@ -19,7 +19,7 @@ TOLERANCES = {"loss": 1e-3, "grad_norm": 1e-2}  # relative; bfloat16 sums in ano
 Figures = list[dict[str, float]]
 
 
-def check(job: Job, flags: Mapping[str, str], devices: Sequence[jax.Device]) -> tuple[Figures, Figures]:
+def check(job: Job, flags: Mapping[str, str], devices: Sequence[Any]) -> tuple[Figures, Figures]:
     """Figures of ``STEPS`` steps without and with ``flags``. Raises ``ValueError`` naming what they change too much."""
     plain, flagged = (figures(dataclasses.replace(job, flags=f), devices) for f in ({}, dict(flags)))
     if reason := differing(plain, flagged):
@@ -39,7 +39,7 @@ def differing(plain: Figures, flagged: Figures) -> str:
     return ""
 
 
-def figures(job: Job, devices: Sequence[jax.Device]) -> Figures:
+def figures(job: Job, devices: Sequence[Any]) -> Figures:
     """Loss and gradient norm of the first steps of ``job`` from seeded weights on one seeded batch."""
     mesh, table = meshes.make_mesh(job.sharding.mesh, devices), rules.rules_of(job.sharding)
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):

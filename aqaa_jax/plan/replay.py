@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aqaa_jax.plan import work
 from aqaa_jax.plan.collectives import Collective, Torus, collective
@@ -34,9 +35,10 @@ class Replayed:
     """Seconds, FLOPs and bytes of one run of the program on one device."""
 
     seconds: float = 0.0
-    sums: Counter = field(default_factory=Counter)  # compute, matmul, kernel: seconds; ici, dcn, copy; exposed_*; ...
-    counts: Counter = field(default_factory=Counter)  # Traffic -> how often
-    exposed: Counter = field(default_factory=Counter)  # Traffic -> seconds waited for
+    # Counters of numbers that are not whole: seconds (compute, matmul, kernel, ici, exposed_ici, ...), FLOPs and bytes.
+    sums: Any = field(default_factory=Counter)
+    counts: Any = field(default_factory=Counter)  # Traffic -> how often
+    exposed: Any = field(default_factory=Counter)  # Traffic -> seconds waited for
     notes: set[str] = field(default_factory=set)  # what makes the figures doubtful
 
 
@@ -60,7 +62,7 @@ class _Player:
     def __init__(self, module: Module, torus: Torus, assumption: str):
         self.module, self.torus, self.assumption = module, torus, assumption
         self.clock, self.out = _Clock(), Replayed()
-        self.costs: dict[tuple[str, str], tuple[float, float, float, Counter]] = {}
+        self.costs: dict[tuple[str, str], Any] = {}  # by computation and operation
 
     def run(self, computation: Computation, layer: bool) -> None:
         for op in computation.ops.values():
@@ -86,7 +88,7 @@ class _Player:
         if WINDOWED in op.text:
             self.out.notes.add("windowed einsum loops: their overlap and trip counts are not to be trusted")
         for turn in range(min(trips, 2)):
-            now, before = self.clock.now, replace_counters(self.out)
+            now, before = self.clock.now, _copied(self.out)
             self.run(body, layer=True)
             if turn == 1:
                 self._repeat(before, now, trips - 2)
@@ -205,11 +207,10 @@ class _Player:
         key = (computation.name, op.name)
         if key not in self.costs:
             self.costs[key] = self._cost(computation, op)
-        seconds, _, _, sums = self.costs[key]
-        self.clock.now += seconds
-        self.out.sums.update(sums)
+        self.clock.now += self.costs[key]["compute"]
+        self.out.sums.update(self.costs[key])
 
-    def _cost(self, computation: Computation, op: Op) -> tuple[float, float, float, Counter]:
+    def _cost(self, computation: Computation, op: Op) -> Any:
         chip = self.torus.chip
         product = work.matmul_flops(self.module, computation, op)
         kernel = work.kernel_flops(op)
@@ -218,7 +219,8 @@ class _Player:
         if product and not work.cycles(op):
             busy += product / chip.peak
         seconds = max(busy, moved / chip.hbm)
-        sums = Counter(hbm_bytes=moved, compute=seconds, matmul_flops=product, kernel_flops=kernel)
+        sums: Any = Counter(hbm_bytes=moved, matmul_flops=product, kernel_flops=kernel)
+        sums["compute"] = seconds
         if product:
             sums["matmul"] = seconds
         elif kernel:
@@ -227,13 +229,13 @@ class _Player:
             sums["memory_bound"] = seconds
         if op.opcode == "custom-call" and not kernel and "tpu_custom_call" in op.text:
             self.out.notes.add("a Pallas kernel declares no FLOPs: its time is missing")
-        return seconds, busy, moved, sums
+        return sums
 
 
-def replace_counters(out: Replayed) -> Replayed:
+def _copied(out: Replayed) -> Replayed:
     """A copy of the counters."""
     return Replayed(out.seconds, Counter(out.sums), Counter(out.counts), Counter(out.exposed))
 
 
-def _counters(out: Replayed) -> tuple[Counter, Counter, Counter]:
+def _counters(out: Replayed) -> tuple[Any, Any, Any]:
     return out.sums, out.counts, out.exposed

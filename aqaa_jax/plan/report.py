@@ -31,12 +31,12 @@ DOUBTFUL = 1.4  # work done / model FLOPs above which the loops of the program w
 def parameters(decoder: DecoderConfig) -> tuple[int, int]:
     """(all weights, those that multiply a token: without the embedding table, of the experts those it goes to)."""
     model = jax.eval_shape(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))
-    total, active = 0, 0.0
+    total, active, experts = 0, 0.0, decoder.experts
     for leaf in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         size = math.prod(leaf.get_value().shape)
-        one_of_many = decoder.experts is not None and EXPERTS in leaf.get_metadata()["axes"]
         total += size
-        active += size * decoder.experts.top_k / decoder.experts.experts if one_of_many else size
+        chosen = EXPERTS in leaf.get_metadata()["axes"]
+        active += size * experts.top_k / experts.experts if experts is not None and chosen else size
     return total, round(active) - decoder.vocab * decoder.embed
 
 

@@ -72,13 +72,7 @@ def _fusion_bytes(module: Module, computation: Computation, op: Op) -> int:
         given = computation.ops.get(name)
         if given is None or not _in_hbm(given):
             continue
-        users = _real_users(inside, parameter)
-        if all(user.opcode in _CARRIED for user, _ in users):
-            continue
-        if users and all(user.opcode in _SLICED and user.operands[0] == place for user, place in users):
-            total += sum(_bytes(user) for user, _ in users)
-        elif not (users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == p for u, p in users)):
-            total += _in_hbm(given)
+        total += min(_in_hbm(given), _read(module, inside, parameter))
     results = inside.root.operands if inside.root.opcode == "tuple" else (inside.root.name,)
     for shape, name in zip(op.shapes, results, strict=False):
         if shape.space != HBM:
@@ -93,12 +87,22 @@ def _fusion_bytes(module: Module, computation: Computation, op: Op) -> int:
     return total
 
 
-def _real_users(inside: Computation, op: Op) -> list[tuple[Op, str]]:
-    """(user, name it reads) of a parameter, seen through bitcasts."""
-    found: list[tuple[Op, str]] = []
+def _read(module: Module, inside: Computation, op: Op) -> int:
+    """Bytes of ``op`` that a fused computation reads: slices as such, also inside fusions of its own; all otherwise."""
+    total = 0
     for user in inside.users[op.name]:
-        found += _real_users(inside, user) if user.opcode == "bitcast" else [(user, op.name)]
-    return found
+        first = user.operands[0] == op.name
+        if user.opcode == "bitcast":
+            total += _read(module, inside, user)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called("calls")[0]]
+            places = [i for i, name in enumerate(user.operands) if name == op.name]
+            total += sum(_read(module, within, within.parameters()[i]) for i in places)
+        elif user.opcode in _SLICED and first:
+            total += _bytes(user)
+        elif user.opcode not in _CARRIED and not (user.opcode == "dynamic-update-slice" and first):
+            return _bytes(op)
+    return total
 
 
 def _bytes(op: Op) -> int:

@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 VERSION = "2026-11"  # of these tables; part of the digest
 LIBTPU = "0.0.42.1"  # that every name was compiled with
@@ -132,7 +130,7 @@ def compiler_options(chip: str, *, slices: int = 1, more: Sequence[str] = ()) ->
     return options
 
 
-def options_for(devices: Iterable[jax.Device], more: Sequence[str] = ()) -> dict[str, str]:
+def options_for(devices: Iterable[Any], more: Sequence[str] = ()) -> dict[str, str]:
     """The set for a program over ``devices``: that of their generation and number of slices; none off a TPU."""
     devices = list(devices)
     slices = len({getattr(d, "slice_index", 0) for d in devices})

@@ -73,7 +73,7 @@ def load(
     described: Mapping[str, Any],
     step: Callable[..., Any],
     arguments: Sequence[Any],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
 ) -> Any:
     """The executable of ``path`` on ``devices`` (of the mesh, in its order), to be called like ``step``.
 
@@ -98,7 +98,7 @@ def load(
 
 
 def saved_step(
-    path: str | Path, described: Mapping[str, Any], step: Callable[..., Any], devices: Sequence[jax.Device]
+    path: str | Path, described: Mapping[str, Any], step: Callable[..., Any], devices: Sequence[Any]
 ) -> Callable[..., Any]:
     """``step`` as it is in ``path``, loaded when its first arguments are there. Raises then as ``load`` does."""
     loaded: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,11 +82,8 @@ def make_train_step(
         metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, model, opt_state, average), metrics
 
-    options = {"compiler_options": dict(compiler_options)} if compiler_options else {}
-    if places is None:
-        return jax.jit(step, donate_argnums=0, **options)
-    shardings = {"in_shardings": (places, None, None), "out_shardings": (places, None)}
-    return jax.jit(step, donate_argnums=0, **shardings, **options)
+    compiled: Any = partial(jax.jit, step, donate_argnums=0, compiler_options=dict(compiler_options or {}) or None)
+    return compiled() if places is None else compiled(in_shardings=(places, None, None), out_shardings=(places, None))
 
 
 def step_of(

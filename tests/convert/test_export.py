@@ -177,9 +177,8 @@ class Shapes:
     def __init__(self, config, part):
         self.weights = named_weights(abstract(config, part))
 
-    def shape(self, name, layer=None):
-        shape = tuple(self.weights[name].shape)
-        return shape if layer is None else shape[1:]
+    def shape(self, name, index=()):
+        return tuple(self.weights[name].shape)[len(index) :]
 
 
 @pytest.mark.parametrize(("embed", "tensors", "total"), [(12288, 795, 263_893_180_416), (3072, 291, 7_059_412_992)])
@@ -347,7 +346,7 @@ def test_row_blocks_and_entries_agree_with_the_whole_mapping(golden_folder, gold
     streamed = published_part("linguistic", golden_config, source, "float32")
     made = layout.by_published(paraformer.entries(golden_config.tokenizer.linguistic))
     fused = "encoder.encoders.1.self_attn.linear_q_k_v.weight"
-    assert [entry.piece for entry, layer in made[fused] if layer == 1] == [0, 1, 2]
+    assert [entry.piece for entry, index in made[fused] if index == (1,)] == [0, 1, 2]
     assert sum(len(block) for block in streamed.read(fused)) == streamed.plan[fused].shape[0]
 
 

@@ -83,3 +83,31 @@ def test_a_fusion_pays_for_the_slices_it_touches():
         "ROOT %f = bf16[88,8,128]{2,1,0} fusion(%a, %b, %i), kind=kLoop, calls=%inside",
     ]
     assert work.hbm_bytes(*only(lines, FUSED)) == 2 * 8 * 128 * 2  # a layer read, a layer written
+
+
+NESTED = """%slicer (q0: bf16[88,8,128], q1: s32[]) -> bf16[8,128] {
+  %q0 = bf16[88,8,128]{2,1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %nil = s32[] constant(0)
+  %one = bf16[1,8,128]{2,1,0} dynamic-slice(%q0, %q1, %nil, %nil), dynamic_slice_sizes={1,8,128}
+  ROOT %flat = bf16[8,128]{1,0} bitcast(%one)
+}
+
+%outer (p0: bf16[88,8,128], p1: s32[], p2: bf16[16,8]) -> bf16[16,128] {
+  %p0 = bf16[88,8,128]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = bf16[16,8]{1,0} parameter(2)
+  %w = bf16[8,128]{1,0} fusion(%p0, %p1), kind=kLoop, calls=%slicer
+  ROOT %y = bf16[16,128]{1,0} convolution(%p2, %w), dim_labels=bf_io->bf
+}
+"""
+
+
+def test_a_slice_inside_a_fusion_of_a_fusion_is_a_slice():
+    lines = [
+        "%a = bf16[88,8,128]{2,1,0} parameter(0)",
+        "%i = s32[]{:T(128)S(2)} parameter(1)",
+        "%x = bf16[16,8]{1,0} parameter(2)",
+        "ROOT %f = bf16[16,128]{1,0} fusion(%a, %i, %x), kind=kOutput, calls=%outer",
+    ]
+    assert work.hbm_bytes(*only(lines, NESTED)) == 2 * (8 * 128 + 16 * 8 + 16 * 128)
