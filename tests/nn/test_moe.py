@@ -73,7 +73,8 @@ def test_as_a_loop_over_tokens(score, changes):
 def test_weights_and_their_axes():
     model = build()
     axes = {n: leaf.get_metadata()["axes"] for n, leaf in vars(model).items() if isinstance(leaf, nnx.Variable)}
-    assert axes["gate"] == axes["up"] == ("experts", "embed", "mlp") and axes["down"] == ("experts", "mlp", "embed")
+    assert axes["gate"] == axes["up"] == ("experts", "expert_embed", "mlp")
+    assert axes["down"] == ("experts", "mlp", "expert_embed")
     assert {n: w.shape for n, w in named_weights(model).items()} == {
         "router": (16, 6),
         "bias": (6,),
