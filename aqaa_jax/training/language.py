@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.mesh import make_mesh
-from aqaa_jax.sharding.partition import mesh_axes, partitioning
+from aqaa_jax.sharding.partition import partitioning, split_of
 from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
@@ -154,9 +153,8 @@ def _train_decoder(
 
 def batch_shards(config: ShardingConfig) -> int:
     """How many devices the rows of a batch are split over."""
-    mesh = make_mesh(config.mesh)
-    with partitioning(mesh, rules_of(config)):
-        return math.prod(mesh.shape[axis] for axis in mesh_axes(BATCH))
+    with partitioning(make_mesh(config.mesh), rules_of(config)):
+        return split_of(BATCH)
 
 
 def train_pretrain(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:

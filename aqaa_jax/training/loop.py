@@ -24,7 +24,7 @@ from aqaa_jax.sharding import partition
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.rules import Rules, rules_of
 from aqaa_jax.sharding.xla_flags import options_for
-from aqaa_jax.training import executable
+from aqaa_jax.training import distributed, executable
 from aqaa_jax.training.config import LoopConfig, OptimizerConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.state import TrainState, init_state
@@ -78,7 +78,7 @@ def train(
     from there with the same batches and random numbers.
     ``describe(flags, devices)`` is what the step is made of, for ``loop.executable``.
     """
-    first = jax.process_index() == 0  # the one that tells and writes
+    first = distributed.first()  # the one that tells and writes
     say = (log or _to_stderr) if first else (lambda text: None)
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class _Progress:
 
 def _on_sigterm() -> Callable[[int], bool]:
     """Tells at the end of a step whether to save and stop; all processes do at one step, whoever got the signal."""
-    if jax.process_count() > 1:
+    if distributed.processes() > 1:
         return multihost_utils.reached_preemption_sync_point
     event = threading.Event()
     if threading.current_thread() is threading.main_thread():
