@@ -2,9 +2,10 @@
 
     aqaa train --config=configs/recipe.py            # all stages; sft1.py, sft2.py, dpo.py, merge.py run one each
 
-`:pocket` (default) goes on from the shipped pocket model; `:scratch` makes everything from nothing first; `:smoke` is
-`:pocket` with a handful of steps, for tests; `:full` has the published sizes and, where the papers give them, the
-published values. All five files share one run folder, `runs/recipe-VARIANT`.
+`:pocket` (default) goes on from the shipped pocket model; `:more` does so with the long sft1 of `pocket.py:more`, as the
+shipped model was made; `:scratch` makes everything from nothing first; `:smoke` is `:pocket` with a handful of steps, for
+tests; `:full` has the published sizes and, where the papers give them, the published values. All five files share one
+run folder, `runs/recipe-VARIANT`.
 """
 
 import runpy
@@ -13,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 AT_SCALE = {"by_rows": True, "sharding": {"strategy": "hsdp", "mesh": {"data": 4, "fsdp": 256}}}  # 1,024 v5p chips
-VARIANTS = ("pocket", "scratch", "smoke", "full")
+VARIANTS = ("pocket", "more", "scratch", "smoke", "full")
 POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge", "package")
 PREFERENCE = {
     "beta": 0.1,
@@ -47,8 +48,10 @@ def _stage(steps: int, tokens: int, lr: float, final_fraction: float, **loop) ->
 
 
 def _pocket(arg: str) -> ConfigDict:
-    config = pocket("pocket")
-    if arg != "scratch":
+    config = pocket("more" if arg == "more" else "pocket")
+    if arg == "more":
+        config.stages = ("corpus", "tokenize", "hift", *POST_TRAINING)
+    elif arg != "scratch":
         config.start = "aqaa_jax/assets/pocket"
         config.stages = ("corpus", "tokenize", *POST_TRAINING)
         # The shipped decoder has been through its own sft1: a short one, at what its learning rate ended with.
@@ -65,6 +68,8 @@ def _pocket(arg: str) -> ConfigDict:
     config.select = ConfigDict({"listen": True})
     config.preference, config.merge = ConfigDict(PREFERENCE), ConfigDict(MERGE)
     config.pairs = ConfigDict({**PAIRS, "own_answers": False, "batch": 50})
+    if arg == "more":
+        config.pairs.questions = 800
     if arg == "smoke":
         config.corpus.update({"voice_utterances": 10, "questions": 60})
         for name in ("sft1", "sft2", "dpo"):
