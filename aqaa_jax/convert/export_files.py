@@ -63,7 +63,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(".")
 ```
-{notes}"""
+{vllm}{notes}"""
+_VLLM = """
+In vLLM, whose Triton attention alone has square-root ALiBi: `vllm serve . --trust-remote-code --attention-backend
+TRITON_ATTN`.
+"""
 
 Content = Callable[[], bytes]
 
@@ -210,7 +214,9 @@ def cosyvoice_yaml(config: SystemConfig) -> bytes:
 def card(config: SystemConfig, parts: tuple[str, ...], version: str) -> bytes:
     """The model card of an export."""
     found = "".join(f"\n- {note}" for note in notes(config, parts))
-    return _CARD.format(name=config.name, version=version, notes=found + "\n" if found else "").encode()
+    built_in = "decoder" in parts and not step1.own_slopes(config.decoder) and config.decoder.experts is None
+    values = {"vllm": _VLLM if built_in else "", "notes": found + "\n" if found else ""}
+    return _CARD.format(name=config.name, version=version, **values).encode()
 
 
 def _json(values: Any) -> bytes:

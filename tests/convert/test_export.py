@@ -19,7 +19,7 @@ from aqaa_jax.checkpoint.shards import ShardReader, write_shards
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import DecoderConfig, SystemConfig, to_dict
 from aqaa_jax.convert import export, flow, hift, layout, onnx_file, paraformer, s3, step1, torch_file
-from aqaa_jax.convert.export_files import PARAFORMER, TOKENIZER, VOCODER, WEIGHTS
+from aqaa_jax.convert.export_files import PARAFORMER, TOKENIZER, VOCODER, WEIGHTS, card
 from aqaa_jax.convert.part_source import PartSource
 from aqaa_jax.convert.published_part import published_part
 from aqaa_jax.inference.system import shipped_folder
@@ -326,6 +326,8 @@ def test_notes_say_what_published_programs_do_not_know(golden_config):
     source = shipped_folder()
     told = " ".join(export.plan(source).notes)
     assert "alibi_slopes" in told and "mel_mean -5.0" in told
+    cards = [card(config, ("decoder",), "1").decode() for config in (folder.read_config(source), golden_config)]
+    assert ["TRITON_ATTN" in text for text in cards] == [False, True]  # vLLM reads no slopes
     values = step1.published_config(folder.read_config(source).decoder)
     assert values["alibi_slopes"][0] == 8.0
     assert step1.decoder_config(values, dtype="float32", param_dtype="float32", scan=False) == dataclasses.replace(
