@@ -29,8 +29,8 @@ demo: $(VENV)/base.stamp ## ask the shipped pocket model a spoken question; writ
 test: $(VENV)/dev.stamp ## the fast tests
 	$(BIN)/python -m pytest -n 2 -m 'not long'
 
-test-all: $(VENV)/dev.stamp ## all tests, the long ones too
-	$(BIN)/python -m pytest
+test-all: $(VENV)/dev.stamp ## all tests, the long ones too, on programs compiled as for users
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest
 
 $(VENV)-torch/stamp: setup.py
 	$(PYTHON) -m venv $(VENV)-torch

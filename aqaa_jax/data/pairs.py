@@ -19,6 +19,7 @@ import numpy as np
 from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.data.order import pad_stack
 from aqaa_jax.data.tasks import load_audio, save_audio
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.tokens.prompt import Example
 from aqaa_jax.tokens.vocab import TokenClass, Vocab
 
@@ -67,9 +68,9 @@ def pair_of(chosen: Example, rejected: Example) -> Pair:
 class PairBatch(LanguageBatch):
     """``B`` rows of up to ``P`` pairs; answer ``2 p + 1`` (chosen) and ``2 p + 2`` (rejected) is one segment each."""
 
-    answer: np.ndarray  # int32 [B, K]: whose target it is; 0 is padding
-    reference: np.ndarray  # float32 [B, K]: log-probability of the target under the reference
-    pairs: np.ndarray  # float32 [B, P]: 1 where there is a pair
+    answer: BatchArray  # int32 [B, K]: whose target it is; 0 is padding
+    reference: BatchArray  # float32 [B, K]: log-probability of the target under the reference
+    pairs: BatchArray  # float32 [B, P]: 1 where there is a pair
 
 
 def counted(ids: np.ndarray, vocab: Vocab, kinds: Sequence[str]) -> np.ndarray:

@@ -57,7 +57,7 @@ class PreferenceStage:
 
     def loss(self, model: Decoder, batch: PairBatch, key: jax.Array) -> Terms:
         log_probs_BK, _, experts = target_scores(model, batch, self.head_chunk)
-        return experts | preference_terms(log_probs_BK, batch, self.config)
+        return {**experts, **preference_terms(log_probs_BK, batch, self.config)}
 
     def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
         return settled(self.decoder, new, old, means)
