@@ -15,7 +15,7 @@ from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.language import LanguageBatch, bucket_batches
 from aqaa_jax.data.pairs import load_pairs
 from aqaa_jax.data.reader import Reader
-from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
+from aqaa_jax.data.tasks import STREAMS, SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
@@ -58,6 +58,7 @@ def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig, kept: Path
         vocab=Vocab(recipe.system.vocab),
         weave=recipe.system.weave,
         code_noise=mix.code_noise,
+        streams=mix.streams,
     )
 
 
@@ -65,12 +66,15 @@ def codebook_rows(run_dir: Path, width: int) -> np.ndarray:
     """``[linguistic + semantic, width]`` unit-variance rows: like-sounding codes start as like vectors.
 
     Linguistic rows are principal components of the phone log-probabilities of the centroids beside those of the
-    centroids; semantic rows are principal components of the codebook.
+    centroids, or of the centroids alone where the run began from a model folder, which has no phones; semantic rows
+    are principal components of the codebook.
     """
     linguistic = read_file(run_dir / "linguistic" / "linguistic.safetensors")["codebook.table"]
     semantic = read_file(run_dir / "semantic" / "semantic.safetensors")["codebook.table"]
-    phones = np.load(run_dir / "linguistic" / "phone_logits.npy")
-    parts = [np.concatenate([_standard(np.asarray(linguistic)), _standard(np.maximum(phones, -6.0))], axis=1), semantic]
+    known, phones = [_standard(np.asarray(linguistic))], run_dir / "linguistic" / "phone_logits.npy"
+    if phones.exists():
+        known.append(_standard(np.maximum(np.load(phones), -6.0)))
+    parts = [np.concatenate(known, axis=1), semantic]
     rows = []
     for i, part in enumerate(parts):
         components = _principal(_standard(np.asarray(part, np.float64)), width)
@@ -103,6 +107,8 @@ def _batches(
     """Of the packed dataset that the stage names, else of the recipe's own corpus."""
     seed = stage_config.loop.seed
     if stage_config.dataset:
+        if mix.streams != STREAMS:
+            raise ValueError(f"{stage_config.dataset}: a packed dataset holds both codebooks, not only {mix.streams}")
         reader = Reader(
             stage_config.dataset,
             batch=stage_config.batch,
