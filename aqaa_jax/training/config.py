@@ -96,6 +96,7 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     kind: str = "sigmoid"  # or "ipo"
     length_normalised: bool = False  # the mean over the counted ids of an answer in place of the sum
+    held_out: int = 0  # of the last pairs: not trained on
     counted: tuple[str, ...] = ("text", "end")  # with "audio" and "markers" too: plain DPO
 
 

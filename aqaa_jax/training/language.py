@@ -194,7 +194,10 @@ def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
         tokens=config.tokens,
         say=say,
     )
-    lengths, seed = {TASK: np.array([pair.length for pair in pairs])}, config.loop.seed
+    if not 0 <= recipe.preference.held_out < len(pairs):
+        raise ValueError(f"preference.held_out is {recipe.preference.held_out} of {len(pairs)} pairs; none is left")
+    learnt = pairs[: len(pairs) - recipe.preference.held_out]
+    lengths, seed = {TASK: np.array([pair.length for pair in learnt])}, config.loop.seed
     plan = BucketPlan(
         lengths,
         {TASK: 1.0},
