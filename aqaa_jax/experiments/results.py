@@ -16,7 +16,7 @@ import numpy as np
 
 from aqaa_jax.atomic import read_json
 from aqaa_jax.evaluation.aggregate import plain
-from aqaa_jax.evaluation.metrics import Estimate, crossed
+from aqaa_jax.evaluation.metrics import Estimate, crossed, proportion
 from aqaa_jax.experiments.config import Claim, SweepConfig
 from aqaa_jax.experiments.measures import read_table, table_path
 from aqaa_jax.version import __version__
@@ -77,7 +77,10 @@ def _figure(metric: str, table: np.ndarray) -> dict[str, Any]:
     show = np.exp if metric.endswith("_ppl") else np.asarray
     totals = table.sum(axis=1)
     each = [float(show(s / n)) if n else None for s, n in totals.tolist()]
-    return plain(crossed([table], show)) | {"by_seed": [None if x is None else round(x, 4) for x in each]}
+    estimate = crossed([table], show)
+    if estimate.low == estimate.high and estimate.value in (0.0, 1.0):  # a bootstrap of all alike has no width
+        estimate = proportion([bool(estimate.value)] * int((table[0, :, 1] > 0).sum()))._replace(n=estimate.n)
+    return plain(estimate) | {"by_seed": [None if x is None else round(x, 4) for x in each]}
 
 
 def gain(metric: str, better: np.ndarray, other: np.ndarray) -> Estimate:

@@ -72,5 +72,5 @@ def _toy(recipe: ConfigDict) -> None:
     recipe.system.decoder.update({"embed": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16, "layers": 2})
     recipe.system.decoder.alibi_slopes = (8.0, 0.5, 0.08, 0.02)
     recipe.pretrain.tokens = 1024
-    recipe.pretrain.loop.update({"steps": 60, "log_every": 30, "ema_decay": 0.9})
+    recipe.pretrain.loop.update({"steps": 24, "log_every": 12, "ema_decay": 0.9})
     recipe.pretrain.optimizer.warmup_steps = 5

@@ -89,5 +89,5 @@ def _toy(recipe: ConfigDict) -> None:
     recipe.system.sampling.max_new_tokens = 160
     for name in ("pretrain", "sft1"):
         recipe[name].tokens = 1024
-        recipe[name].loop.update({"steps": 20, "log_every": 10, "ema_decay": 0.9})
+        recipe[name].loop.update({"steps": 8, "log_every": 4, "ema_decay": 0.9})
         recipe[name].optimizer.warmup_steps = 2

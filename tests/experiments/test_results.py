@@ -98,4 +98,7 @@ def test_results_hold_what_there_is_and_say_what_it_means(tmp_path):
     text = show.summary(results)
     assert "**reproduced** – a is better" in text and "paper: factuality" in text and "{'a': 3, 'b': 3}" in text
     assert show.picture(results, tmp_path / "bars.png", ["factuality"], title="t").stat().st_size > 1000
+    fill(tmp_path, "none", 1, 0.0)
+    none = gather(sweep(), tmp_path)["arms"]["none"]["figures"]["factuality"]
+    assert none["value"] == none["low"] == 0 and 0.02 < none["high"] < 0.05  # of 100 cases, not of nothing
     assert show.committed(tmp_path / "missing.json") is None
