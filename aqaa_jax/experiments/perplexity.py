@@ -95,7 +95,12 @@ def _streams(recipe: RecipeConfig, stage: str) -> tuple[str, ...]:
 def _codes(cell: Cell, name: str, items: Sequence[sets.Item], tail: float, say: Say) -> list[np.ndarray]:
     path = cell.common / "held_out" / f"{name}-{cell.config.seed}-{len(items)}.npz"
     if not path.exists():
-        clips = render(items, cell.common / "speech", corpus.BOTH_RATES[:1], cell.recipe.corpus.workers)
+        clips = render(
+            [item.utterance for item in items],
+            cell.common / "speech",
+            corpus.BOTH_RATES[:1],
+            cell.recipe.corpus.workers,
+        )
         wavs = [clips[i].wavs[corpus.BOTH_RATES[0]] for i in range(len(items))]
         tokenizer, vocab = corpus.dual_tokenizer(cell.recipe, cell.folder), Vocab(cell.recipe.system.vocab)
         save_audio(path, corpus.tokenize(tokenizer, wavs, vocab, tail=tail))

@@ -96,7 +96,7 @@ class Recorded:
     """Length and pitch of the recorded answers, measured when asked for."""
 
     def __init__(self, cache: Path):
-        self._clips = render(answer_utterances(), cache, (ASKED, SPOKEN))
+        self._clips = render([item.utterance for item in answer_utterances()], cache, (ASKED, SPOKEN))
         self._known: dict[tuple[str, str, bool], float] = {}
 
     def has(self, style: str, wav: np.ndarray, rate: int, sentence: str) -> bool:
