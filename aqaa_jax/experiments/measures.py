@@ -12,7 +12,7 @@ answers        factuality (heard = the right answer), relevance (heard is an ans
 perplexity     TASK text_ppl, linguistic_ppl, semantic_ppl, audio_ppl of held-out answers
 preference     prefers (held-out pairs whose chosen text is likelier), text_margin (by how many nats),
                chosen audio_ppl (of the chosen answers)
-segments       first_style, second_style, both_styles, content (experiments/segments.py)
+segments       first_style, second_style, both_styles, content, and each of a control (experiments/segments.py)
 =============  ===========================================================================================
 """
 

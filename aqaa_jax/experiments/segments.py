@@ -5,6 +5,8 @@ that answers without markers are cut as those with. A half has its style if, of 
 sentence to the recorded one in that style, it goes more than half (on a log scale; rate for slow and fast, F0 for
 high and low). The recorded sentences are those of what the recogniser hears in the half; where it hears none there is
 no style.
+
+The *control* is the same measure of the recorded answers through tokens and vocoder: what a perfect decoder would get.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.data.corpus import answer_id, answer_utterances
 from aqaa_jax.data.questions import answers
 from aqaa_jax.data.rendering import render
+from aqaa_jax.data.tasks import load_audio
 from aqaa_jax.dsp import wav as wavs
 from aqaa_jax.evaluation.cases import CaseSet
 from aqaa_jax.evaluation.metrics import active_seconds, median_f0
@@ -25,11 +29,15 @@ from aqaa_jax.evaluation.pocket import ASKED, SPOKEN, PocketSets
 from aqaa_jax.evaluation.sphinx import transcribe_many
 from aqaa_jax.experiments.answers import answered
 from aqaa_jax.experiments.measures import Cell, Say, Table
+from aqaa_jax.inference.answer import Aqaa
+from aqaa_jax.recipe.folders import run_system
 
 FLOOR_DB = -35.0  # below the loudest 10 ms: a pause
 SHORTEST_PAUSE = 5  # of 10 ms
 MIDDLE = (0.15, 0.85)  # of the speech: where the middle of the pause between the halves may be
 METRICS = ("first_style", "second_style", "both_styles", "content")
+Asked = tuple[str, str, str]  # the right sentence and two styles
+Row = tuple[bool, bool, bool, bool]
 Halves = tuple[np.ndarray, np.ndarray]
 
 
@@ -43,22 +51,41 @@ def table(cell: Cell, say: Say) -> Table:
     lines = run.answers.results()
     spoken = [wavs.read(run.folder / lines[case.id]["wav"])[0] if _speaks(lines, case.id) else None for case in cases]
     asked = [(case.answer, case.tags["style"], case.tags["then"]) for case in cases]
-    rows = judged(spoken, asked, rate, Recorded(cell.common / "speech"))
+    voice = Recorded(cell.common / "speech")
     count = [float(case.id in lines) for case in cases]
-    metrics = {
-        name: [(float(row[k]) * n, n) for row, n in zip(rows, count, strict=True)] for k, name in enumerate(METRICS)
-    }
+    metrics = _columns("", judged(spoken, asked, rate, voice), count)
+    metrics |= _columns("control ", _control(cell, asked, rate, voice), [1.0] * len(cases))
     return Table([case.id for case in cases], metrics, len(run.answers.failures()))
+
+
+def _columns(prefix: str, rows: Sequence[Row], count: Sequence[float]) -> dict[str, list[tuple[float, float]]]:
+    return {
+        prefix + name: [(float(row[k]) * n, n) for row, n in zip(rows, count, strict=True)]
+        for k, name in enumerate(METRICS)
+    }
+
+
+def _control(cell: Cell, asked: Sequence[Asked], rate: int, voice: Recorded) -> list[Row]:
+    """The recorded answers' own codes, joined and spoken by the vocoder that all arms share: the best that can be."""
+    path = cell.common / "held_out" / f"segments-{cell.config.seed}-{len(asked)}.json"
+    if not path.exists():
+        model = Aqaa(run_system(cell.recipe, cell.folder, cell.stage))
+        codes = [
+            np.asarray(model.system.vocab.vocoder_codes(ids))
+            for ids in load_audio(cell.folder / "tokenize" / "answers.npz")
+        ]
+        both = [np.concatenate([codes[answer_id(sentence, s)] for s in styles]) for sentence, *styles in asked]
+        rows = judged(model.speak(both), asked, rate, voice)
+        write_json(path, {"rows": rows})
+    return [tuple(row) for row in read_json(path)["rows"]]
 
 
 def _speaks(lines: dict, key: str) -> bool:
     return "wav" in lines.get(key, {})
 
 
-def judged(
-    spoken: Sequence[np.ndarray | None], asked: Sequence[tuple[str, str, str]], rate: int, voice: Recorded
-) -> list[tuple[bool, bool, bool, bool]]:
-    """``METRICS`` of every answer; ``asked`` is the right sentence and the two styles."""
+def judged(spoken: Sequence[np.ndarray | None], asked: Sequence[Asked], rate: int, voice: Recorded) -> list[Row]:
+    """``METRICS`` of every answer."""
     cut = [None if wav is None else halves(wav, rate) for wav in spoken]
     heard = iter(transcribe_many(answers(), [half for pair in cut if pair for half in pair], rate))
     out = []

@@ -44,6 +44,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         recipe.pairs.update({"questions": 800, "temperatures": (0.0, 1.0, 1.3)})
         recipe.preference.held_out = 60
     corners = ("sft1", "sft2", "dpo")
+    points = {name: POINTS[name] for name in ("5_5_1", *corners)} if arg == "toy" else POINTS
     return ConfigDict(
         {
             "name": f"merging-{arg}",
@@ -53,7 +54,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "seeded": trained,
             "arms": {
                 name: {"change": {"merge": dict(zip(corners, map(float, weights), strict=True))}}
-                for name, weights in POINTS.items()
+                for name, weights in points.items()
             },
             "measure": measure,
             "claims": (

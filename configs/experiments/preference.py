@@ -26,18 +26,18 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe = stages["get_config"]("smoke" if arg == "toy" else "pocket")
     recipe.stages = (*SHARED, "dpo")
     measure = {"kinds": ("preference", "perplexity", "answers"), "questions": 100, "tasks": ("aqtaa",)}
-    middle, steps = 100, STEPS
+    middle, betas, steps = 100, BETAS, STEPS
     if arg == "toy":
         recipe.corpus.questions = 40
         recipe.pairs.update({"questions": 12, "batch": 12})
         recipe.preference.held_out = 3
-        measure["questions"] = 5
-        middle, steps = 3, (2, 4)
+        measure["questions"] = 4
+        middle, betas, steps = 3, BETAS[1:], (2,)
     else:
         recipe.corpus.questions = 8000
         recipe.pairs.update({"questions": 1500, "temperatures": (0.0, 1.0, 1.3)})
         recipe.preference.held_out = 100
-    points = [(0.1, middle), *((beta, middle) for beta in BETAS), *((0.1, n) for n in steps)]
+    points = [(0.1, middle), *((beta, middle) for beta in betas), *((0.1, n) for n in steps)]
     arms = {"before": {"stages": SHARED, "seeds": 1}}
     for kind in COUNTED:
         arms |= {f"{kind}_b{str(beta)[2:]}_s{n}": _arm(kind, beta, n) for beta, n in points}
