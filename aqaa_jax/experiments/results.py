@@ -78,7 +78,7 @@ def _figure(metric: str, table: np.ndarray) -> dict[str, Any]:
     totals = table.sum(axis=1)
     each = [float(show(s / n)) if n else None for s, n in totals.tolist()]
     estimate = crossed([table], show)
-    if estimate.low == estimate.high and estimate.value in (0.0, 1.0):  # a bootstrap of all alike has no width
+    if np.isin(table, (0.0, 1.0)).all() and estimate.low == estimate.high:  # a bootstrap of all alike has no width
         estimate = proportion([bool(estimate.value)] * int((table[0, :, 1] > 0).sum()))._replace(n=estimate.n)
     return plain(estimate) | {"by_seed": [None if x is None else round(x, 4) for x in each]}
 
