@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-torch check fmt pocket pocket-eval bench plan clean
+.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -39,6 +39,9 @@ $(VENV)-torch/stamp: setup.py
 
 test-torch: $(VENV)-torch/stamp ## the tests that need PyTorch and transformers, in an environment of their own
 	$(VENV)-torch/bin/python -m pytest -m torch
+
+notebooks: $(VENV)-torch/stamp ## run all notebooks from top to bottom, experiments at toy size
+	$(VENV)-torch/bin/python -m pytest tests/test_notebooks.py
 
 check: $(VENV)/dev.stamp ## lint, formatting, types
 	$(BIN)/ruff check .
