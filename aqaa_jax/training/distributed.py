@@ -12,10 +12,10 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax._src import distributed as jax_distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
@@ -90,8 +90,27 @@ def barrier(name: str, *, seconds: float = HOURS_24) -> None:
         client.wait_at_barrier(f"aqaa/{name}", int(1000 * seconds))
 
 
+def together(name: str) -> None:
+    """Wait until every process is here, over its devices; ``name`` may be used again."""
+    if processes() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def of_first(number: int) -> int:
+    """What the first process calls with."""
+    return number if processes() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def whole(tree: Tree) -> Tree:
-    """``tree`` with every array whole in this process, whatever was split over others; itself if it is alone."""
+    """``tree`` with every array whole, in the first process alone; the others, and one alone, get ``tree`` itself.
+
+    One array after another is put together on the devices and copied to the host, so that there is never more than one.
+    """
     if processes() == 1:
         return tree
-    return jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
+
+    def one(x: jax.Array) -> Any:
+        everywhere = jax.jit(lambda a: a, out_shardings=x.sharding.with_spec(()))(x)
+        return np.asarray(everywhere.addressable_data(0)) if first() else x
+
+    return jax.tree.map(one, tree)

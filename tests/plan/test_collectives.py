@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from aqaa_jax.plan.chips import CHIPS, chip
+from aqaa_jax.sharding.chips import CHIPS, chip
 from aqaa_jax.plan.collectives import Collective, Place, Torus, replica_group
 
 LINK = 90e9  # v5p

@@ -3,7 +3,7 @@
 import pytest
 
 from aqaa_jax.plan import hlo
-from aqaa_jax.plan.chips import chip
+from aqaa_jax.sharding.chips import chip
 from aqaa_jax.plan.collectives import Place, Torus
 from aqaa_jax.plan.replay import replay
 

@@ -7,7 +7,7 @@ import pytest
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
 from aqaa_jax.plan import search
-from aqaa_jax.plan.chips import chip
+from aqaa_jax.sharding.chips import chip
 from aqaa_jax.plan.compile import DoesNotFit, Job
 from aqaa_jax.plan.topology import Topology
 from aqaa_jax.training.config import StageConfig

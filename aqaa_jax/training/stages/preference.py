@@ -13,6 +13,7 @@ from flax import nnx
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.pairs import Pair, PairBatch, pair_batch
+from aqaa_jax.decoder.flops import model_flops
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.dpo import answer_log_ratios, preference
 from aqaa_jax.losses.masked import masked_sum_count
@@ -54,6 +55,9 @@ class PreferenceStage:
         _, rows, length = self.plan[step]
         chosen = [[(self.pairs[i], self.references[i])] for i in rows.tolist()]
         return pair_batch(chosen, length, self.vocab, self.config.counted)
+
+    def flops(self, batch: PairBatch) -> float:
+        return model_flops(self.decoder, *batch["tokens"].shape)
 
     def loss(self, model: Decoder, batch: PairBatch, key: jax.Array) -> Terms:
         log_probs_BK, _, experts = target_scores(model, batch, self.head_chunk)
