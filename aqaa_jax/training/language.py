@@ -21,6 +21,7 @@ from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import partitioning, split_of
+from aqaa_jax.sharding.rows import share_of_rows
 from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
@@ -103,10 +104,14 @@ def _batches(
     """Of the packed dataset that the stage names, else of the recipe's own corpus."""
     seed = stage_config.loop.seed
     if stage_config.dataset:
+        sharding = stage_config.loop.sharding
+        host, hosts = share_of_rows(stage_config.batch, make_mesh(sharding.mesh), rules_of(sharding))
         reader = Reader(
             stage_config.dataset,
             batch=stage_config.batch,
             seed=seed,
+            host=host,
+            hosts=hosts,
             code_noise=mix.code_noise,
             workers=stage_config.workers,
         )
