@@ -78,6 +78,8 @@ class StageConfig:
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
     dataset: str = ""  # language-model stages: a packed dataset (``aqaa pack``) in place of the recipe's corpus
+    held_out: str = ""  # language-model stages: a packed dataset to evaluate on; empty: none
+    held_out_steps: int = 8  # batches of it
     workers: int = 0  # processes that read the packed dataset; 0: threads of this one
     head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,19 +108,18 @@ def train(
         return init_state(model, optimizer, ema=loop.ema_decay > 0)
 
     def make(step: int) -> Any:
-        with partition.partitioning(mesh, table):  # of the thread that makes batches
-            return partition.place_rows(stage.batch(step), mesh, table, local=getattr(stage, "local", False))
+        return partition.place_rows(stage.batch(step), mesh, table, local=getattr(stage, "local", False))
 
     states = States(begin, start, mesh, table, store)
-    train_step = _step(stage, loop, optimizer, optimizer_config.frozen, states.places, mesh, describe)
+    compiled = _step(stage, loop, optimizer, optimizer_config.frozen, states.places, mesh, describe)
+    within = partial(partition.partitioning, mesh, table)
     with contextlib.ExitStack() as open_now:
-        open_now.enter_context(partition.partitioning(mesh, table))
         journal = Journal(run_dir, latest or 0, tensorboard=loop.tensorboard) if first else Silence()
         open_now.enter_context(journal)
         progress = Progress(stage.name, loop, journal, say, peak_of(list(mesh.devices.flat)))
         feed = open_now.enter_context(contextlib.closing(Feed(make, loop.steps, loop.ahead)))
-        run = Run(stage, loop, run_dir, store, states, progress, feed)
-        state = run.steps(states.at(latest), lambda *given: train_step(*given, jax.random.fold_in(key, 1)))
+        run = Run(stage, loop, run_dir, store, states, progress, feed, within)
+        state = run.steps(states.at(latest), lambda *given: compiled(*given, jax.random.fold_in(key, 1)))
         run.tell_best()
     store.close()
     model = averaged(state)

@@ -35,9 +35,17 @@ class Run:
     """
 
     def __init__(
-        self, stage: Any, loop: LoopConfig, run_dir: Path, store: Store, states: States, progress: Progress, feed: Feed
+        self,
+        stage: Any,
+        loop: LoopConfig,
+        run_dir: Path,
+        store: Store,
+        states: States,
+        progress: Progress,
+        feed: Feed,
+        within: Callable[[], contextlib.AbstractContextManager[None]],  # the mesh, for the step and ``adjust`` alone
     ):
-        self.stage, self.loop, self.run_dir, self.store = stage, loop, run_dir, store
+        self.stage, self.loop, self.run_dir, self.store, self.within = stage, loop, run_dir, store, within
         self.states, self.progress, self.feed = states, progress, feed
         self._unseen: deque[tuple[int, Mapping[str, jax.Array]]] = deque()
         self._streak = 0
@@ -52,10 +60,10 @@ class Run:
         with contextlib.closing(samples.Profiler(self.run_dir / "profile", loop.profile)) as profiler:
             while step < loop.steps:
                 profiler.before(step)
-                state = self.stage.adjust(state, step)
                 with progress.away("data"):
                     batch = self.feed(step)
-                state, metrics = train_step(state, batch)
+                with self.within():
+                    state, metrics = train_step(self.stage.adjust(state, step), batch)
                 step, started = step + 1, started + 1
                 progress.after(metrics, flops(batch))
                 stopped = interrupted(started)
@@ -98,7 +106,7 @@ class Run:
 
     def _back(self, state: TrainState) -> TrainState:
         """Behind the skipped steps with the weights from before them."""
-        with self.progress.away("rollback"):
+        with self.progress.away("rollback"), self.within():
             state, told = behind(state, self.states, self.store, self.loop, self.stage.adjust)
         self._unseen.clear()
         self._streak = 0
