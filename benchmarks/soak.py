@@ -118,7 +118,8 @@ class Sitting:
     """A child process that runs a job, in ``processes`` processes with ``devices`` each."""
 
     def __init__(self, job: dict[str, Any], processes: int = 1, devices: int = 1):
-        self.folder, self.before = Path(job["folder"]), len(rows(Path(job["folder"])))
+        self.folder = Path(job["folder"])
+        self.before = rows(self.folder)
         command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(job)]
         cache = self.folder.parent / "compiled"
         env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
@@ -130,6 +131,11 @@ class Sitting:
         self.log = Path(f"{self.folder}.log")
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def at(self, step: int) -> bool:
+        """Whether this sitting has written a row of ``step`` or a later one."""
+        now = rows(self.folder)
+        return now != self.before and now[-1]["step"] >= step
 
     def until(self, done: Callable[[], bool]) -> bool:
         """Wait for ``done``; False if the process ended before."""
@@ -191,7 +197,7 @@ def killed(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any]
     moments, path, lost = [], folder / "cut", 0
     for number, target in enumerate(sorted(rng.sample(range(1, args.steps - args.save_every), args.kills))):
         sitting, in_save = Sitting(cut), number % 2 == 0
-        there = sitting.until(lambda target=target: bool(r := rows(path)) and r[-1]["step"] >= target)
+        there = sitting.until(lambda s=sitting, step=target: s.at(step))
         if there and in_save:
             there = sitting.until(lambda: saving(path))
         time.sleep(rng.random() * 0.02)
@@ -224,7 +230,7 @@ def elastic(folder: Path, data: Path, args: argparse.Namespace) -> dict[str, Any
             sitting.end()
             break
         target = args.steps * (number + 1) // len(SITTINGS)
-        sitting.until(lambda at=target, s=sitting: len(r := rows(path)) > s.before and r[-1]["step"] >= at)
+        sitting.until(lambda s=sitting, step=target: s.at(step))
         sitting.end(signal.SIGTERM, (143,))
         stops.append({"processes": processes, "stopped_after": rows(path)[-1]["step"]})
     one, other = rows(folder / "one"), rows(path)
