@@ -135,7 +135,7 @@ class Sitting:
     def at(self, step: int) -> bool:
         """Whether this sitting has written a row of ``step`` or a later one."""
         now = rows(self.folder)
-        return now != self.before and now[-1]["step"] >= step
+        return bool(now) and now != self.before and now[-1]["step"] >= step
 
     def until(self, done: Callable[[], bool]) -> bool:
         """Wait for ``done``; False if the process ended before."""
