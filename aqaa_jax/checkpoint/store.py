@@ -49,7 +49,7 @@ class Store:
             create=True,
             cleanup_tmp_directories=True,
             best_fn=self._merit if best else None,
-            preservation_policy=_Kept(keep, period, every, self.best),
+            preservation_policy=_Kept(keep, period, every, self._best_of),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -65,11 +65,7 @@ class Store:
 
     def best(self) -> int | None:
         """The step with the best figure of those still there, the earliest of equals; ``None`` without figures."""
-        if not self._best:
-            return None
-        figures = {s: self._manager.metrics(s) for s in self._manager.all_steps()}
-        merits = {s: self._merit(f) for s, f in sorted(figures.items()) if f and self._best in f}
-        return max(merits, key=lambda s: merits[s], default=None)
+        return self._best_of({step: self._manager.metrics(step) for step in self._manager.all_steps()})
 
     def figures(self, step: int) -> dict[str, float]:
         """What ``step`` was saved with."""
@@ -103,6 +99,10 @@ class Store:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def _best_of(self, figures: Mapping[int, Mapping[str, float] | None]) -> int | None:
+        merits = {s: self._merit(f) for s, f in sorted(figures.items()) if f and self._best in f}
+        return max(merits, key=lambda s: merits[s], default=None)
+
     def _merit(self, figures: Mapping[str, float]) -> float:
         return figures[self._best] if self._worst_last == "-" else -figures[self._best]
 
@@ -120,12 +120,12 @@ class _Kept:
     keep: int
     period: int
     every: int
-    best: Callable[[], int | None]
+    best_of: Callable[[Mapping[int, Any]], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [c.step for c in checkpoints]
         regular = [s for s in steps if not self.period or s % self.period == 0]
-        kept = {*steps[-1:], *regular[-self.keep :], self.best()}
+        kept = {*steps[-1:], *regular[-self.keep :], self.best_of({c.step: c.metrics for c in checkpoints})}
         return [s in kept or bool(self.every and s % self.every == 0) for s in steps]
 
 

@@ -18,6 +18,9 @@ import jax
 import numpy as np
 from jax._src import distributed as jax_distributed  # its client has no public name
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from aqaa_jax.sharding.partition import to_spec
 
 Tree = TypeVar("Tree")
 VARIABLE = "AQAA_DISTRIBUTED"
@@ -109,8 +112,9 @@ def whole(tree: Tree) -> Tree:
     if processes() == 1:
         return tree
 
-    def one(x: jax.Array) -> Any:
-        everywhere = jax.jit(lambda a: a, out_shardings=x.sharding.with_spec(()))(x)
+    def one(x: Any) -> Any:
+        place = NamedSharding(x.sharding.mesh, to_spec((), (), x.sharding.mesh, {}, name="whole"))
+        everywhere = jax.jit(lambda a: a, out_shardings=place)(x)
         return np.asarray(everywhere.addressable_data(0)) if first() else x
 
     return jax.tree.map(one, tree)

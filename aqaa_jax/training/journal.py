@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +18,9 @@ ROWS, BOARD, CLOCK = "metrics.jsonl", "tensorboard", "clock.json"
 class Journal:
     """One JSON object a line, none of a step that is done again.
 
-    Opened at ``step``, the file loses the rows of later steps and a line that was cut short, in one move. ``last`` is
-    the newest row that is left, ``began`` when the run did (seconds since 1970). Raises ``ValueError`` when
-    ``tensorboard`` is asked for and its writer not installed.
+    Opened at ``step``, the file loses the rows of later steps and a line that was cut short, in one move. ``last`` has
+    the newest value of every name that is left, ``began`` when the run did (seconds since 1970). Raises ``ValueError``
+    when ``tensorboard`` is asked for and its writer not installed.
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False):
@@ -32,7 +31,9 @@ class Journal:
         if len(rows) < len(lines):
             with atomic.written(path) as part:
                 part.write_text("".join(f"{line}\n" for line in rows))
-        self.last: Mapping[str, Any] = next(reversed(rows.values()), {})
+        self.last: dict[str, Any] = {}
+        for row in rows.values():
+            self.last |= row
         if not (folder / CLOCK).exists():
             atomic.write_json(folder / CLOCK, {"began": time.time()})
         self.began = float(atomic.read_json(folder / CLOCK)["began"])

@@ -32,7 +32,7 @@ class Progress:
         self.productive = float(journal.last.get("productive_s", 0.0))
         self.clock = self.began = time.monotonic()
         self.spent: dict[str, float] = {}
-        self.flops, self.done, self.started = 0.0, 0, False
+        self.flops, self.done, self.untimed, self.started = 0.0, 0, 0, False
 
     @contextlib.contextmanager
     def away(self, reason: str) -> Iterator[None]:
@@ -50,7 +50,7 @@ class Progress:
         if not self.started:  # compilation is not part of the rate
             jax.block_until_ready(metrics)
             self.started, self.clock = True, time.monotonic()
-            self.began, self.done, self.flops, self.spent = self.clock, -1, 0.0, {}
+            self.began, self.done, self.untimed, self.flops, self.spent = self.clock, -1, 1, 0.0, {}
         self.done += 1
 
     def skipped(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -59,7 +59,7 @@ class Progress:
 
     def forget(self) -> None:
         """The steps since the last line are to be done again, or left out."""
-        self.pending = []
+        self.pending, self.untimed = [], 0
 
     def line(self, step: int) -> None:
         """Tell of the steps since the last line, the last of them ``step``."""
@@ -74,12 +74,12 @@ class Progress:
         if elapsed > 0 and self.done:
             figures["data_wait"] = round(self.spent.get("data", 0.0) / elapsed, 5)
             if "tokens" in means:
-                figures["tokens_per_s"] = round(sum(float(m["tokens"]) for m in host) / elapsed, 1)
+                figures["tokens_per_s"] = round(sum(float(m["tokens"]) for m in host[self.untimed :]) / elapsed, 1)
             if self.peak and self.flops:
                 figures["mfu"] = round(self.flops / elapsed / self.peak, 5)
         figures["productive_s"] = round(self.productive, 3)
         figures["goodput"] = round(self.productive / max(time.time() - self.journal.began, 1e-9), 5)
-        self.pending, self.flops, self.spent = [], 0.0, {}
+        self.pending, self.untimed, self.flops, self.spent = [], 0, 0.0, {}
         self.journal.row(step, **figures)
         left = (self.loop.steps - step) / rate if rate else float("nan")
         told = {k: v for k, v in figures.items() if k not in ("steps_per_s", "productive_s", "tokens") and v}
