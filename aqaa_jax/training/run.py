@@ -54,7 +54,7 @@ class Run:
 
     def steps(self, state: TrainState, train_step: Step) -> TrainState:
         """From ``state`` to the last step. SIGTERM saves and exits with code 143."""
-        loop, progress, step, started = self.loop, self.progress, int(state.step), 0
+        loop, progress, step = self.loop, self.progress, int(state.step)
         flops = getattr(self.stage, "flops", lambda batch: 0.0)
         interrupted = _on_sigterm()
         with contextlib.closing(samples.Profiler(self.run_dir / "profile", loop.profile)) as profiler:
@@ -64,9 +64,8 @@ class Run:
                     batch = self.feed(step)
                 with self.within():
                     state, metrics = train_step(self.stage.adjust(state, step), batch)
-                step, started = step + 1, started + 1
+                stopped, step = interrupted(step), step + 1
                 progress.after(metrics, flops(batch))
-                stopped = interrupted(started)
                 self._unseen.append((step, metrics))
                 writes = stopped or step == loop.steps or any(_due(every, step) for every in self._rhythms())
                 self._look(0 if writes else 1)
