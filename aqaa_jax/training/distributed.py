@@ -26,8 +26,6 @@ from aqaa_jax.sharding.partition import to_spec
 Tree = TypeVar("Tree")
 VARIABLE = "AQAA_DISTRIBUTED"
 HOURS_24 = 24 * 3600.0
-
-
 ARENAS, M_ARENA_MAX = 2, -8  # the second is glibc's number for the first
 
 
@@ -36,9 +34,9 @@ def joined() -> Iterator[None]:
     """Join the processes of the launcher, if there are any; to be entered before anything touches a device.
 
     Threads share two arenas of glibc's allocator from here on, unless ``MALLOC_ARENA_MAX`` says how many: every save
-    has threads of its own, and with the eight per core that are the default resident memory doubled in 60 saves.
-    An error inside ends this process at once with code 2 (bad values) or 1: leaving as usual would wait for the other
-    processes, which wait for this one. Raises ``ValueError`` for a variable of another form.
+    has threads of its own, and with the default of eight arenas per core resident memory grew by 60 % between the 10th
+    and the 60th save of 60 MiB, with two by 4 % in 40. An error inside ends this process at once with code 2 (bad
+    values) or 1: leaving as usual would wait for the other processes, which wait for this one. Raises ``ValueError`` for a variable of another form.
     """
     with contextlib.suppress(AttributeError, OSError):  # no glibc, no arenas
         if "MALLOC_ARENA_MAX" not in os.environ:

@@ -33,8 +33,10 @@ class Guard(NamedTuple):
 
 
 def new_guard() -> Guard:
-    counts = (jnp.zeros((), jnp.int32) for _ in range(4))
-    return Guard(*counts, jnp.zeros(2), jnp.zeros(2))
+    def count() -> jax.Array:
+        return jnp.zeros((), jnp.int32)
+
+    return Guard(count(), count(), count(), count(), jnp.zeros(2), jnp.zeros(2))
 
 
 def judged(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from aqaa_jax.sharding import partition
 from aqaa_jax.sharding.rules import Rules
 from aqaa_jax.training import distributed
 from aqaa_jax.training.config import LoopConfig
-from aqaa_jax.training.guard import after_rollback, new_guard
+from aqaa_jax.training.guard import Guard, after_rollback, new_guard
 from aqaa_jax.training.state import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -72,11 +72,12 @@ def behind(
     wherever the run was interrupted, or a new one. Its step is the one behind the skipped steps; ``adjust`` is called
     for each that is left out. Raises ``FloatingPointError`` when the run does not get on.
     """
-    first = int(tripped.step) - int(tripped.guard.streak)
+    trip = cast(Guard, tripped.guard)
+    first = int(tripped.step) - int(trip.streak)
     following = first + loop.guard.patience
     good = max((s for s in store.steps() if s <= first and s % loop.save_every == 0), default=None)
     state = states.at(good)
-    guard = after_rollback(tripped.guard, state.guard, loop.guard, loop.save_every)
+    guard = after_rollback(trip, cast(Guard, state.guard), loop.guard, loop.save_every)
     for step in range(good or 0, following):
         state = adjust(state, step)
     numbers = jax.device_get((guard, np.int32(following)))
