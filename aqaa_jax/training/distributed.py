@@ -36,7 +36,8 @@ def joined() -> Iterator[None]:
     Threads share two arenas of glibc's allocator from here on, unless ``MALLOC_ARENA_MAX`` says how many: every save
     has threads of its own, and with the default of eight arenas per core resident memory grew by 60 % between the 10th
     and the 60th save of 60 MiB, with two by 4 % in 40. An error inside ends this process at once with code 2 (bad
-    values) or 1: leaving as usual would wait for the other processes, which wait for this one. Raises ``ValueError`` for a variable of another form.
+    values) or 1: leaving as usual would wait for the other processes, which wait for this one. Raises ``ValueError``
+    for a variable of another form.
     """
     with contextlib.suppress(AttributeError, OSError):  # no glibc, no arenas
         if "MALLOC_ARENA_MAX" not in os.environ:
