@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-torch check fmt pocket pocket-eval bench soak plan clean
+.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench soak plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,8 +29,8 @@ demo: $(VENV)/base.stamp ## ask the shipped pocket model a spoken question; writ
 test: $(VENV)/dev.stamp ## the fast tests
 	$(BIN)/python -m pytest -n 2 -m 'not long'
 
-test-all: $(VENV)/dev.stamp ## all tests, the long ones too
-	$(BIN)/python -m pytest
+test-all: $(VENV)/dev.stamp ## all tests, the long ones too, on programs compiled as for users
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest
 
 $(VENV)-torch/stamp: setup.py
 	$(PYTHON) -m venv $(VENV)-torch
@@ -39,6 +39,9 @@ $(VENV)-torch/stamp: setup.py
 
 test-torch: $(VENV)-torch/stamp ## the tests that need PyTorch and transformers, in an environment of their own
 	$(VENV)-torch/bin/python -m pytest -m torch
+
+notebooks: $(VENV)-torch/stamp ## run all notebooks from top to bottom, experiments at toy size
+	$(VENV)-torch/bin/python -m pytest tests/test_notebooks.py
 
 check: $(VENV)/dev.stamp ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -108,6 +108,7 @@ class WeaveConfig:
     text: int = 10
     linguistic: int = 6
     semantic: int = 9
+    joining: str = "marker_preserving"  # of segments that are spoken differently | marker_removal | pre_interleaved
 
 
 @dataclass(frozen=True)

@@ -21,3 +21,7 @@ V       vocabulary
 Suffixes name logical axes and stay the same under any sharding. Lower-case ``t`` is flow time,
 never an axis.
 """
+
+from typing import Any
+
+BatchArray = Any  # of a batch: numpy where a stage makes it, a jax.Array inside the step

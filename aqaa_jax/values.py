@@ -54,5 +54,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {k: _convert(inner, v, f"{where}{k}.") for k, v in value.items()}
     expected = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint)
     if expected and (not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool)):
-        raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected {hint.__name__}")
+        raise ValueError(f"config key {where.rstrip('.')!r} is {value!r}; expected {getattr(hint, '__name__', hint)}")
     return float(value) if hint is float else value

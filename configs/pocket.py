@@ -110,7 +110,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
 
 
 def _go_on(config: ConfigDict) -> None:
-    """From the shipped model: its HiFT and decoder trained on, over more questions, with weight on what it knows least."""
+    """From the shipped model: HiFT and decoder trained on, over more questions, with weight on what it knows least."""
     config.start = "aqaa_jax/assets/pocket"
     config.stages = ("corpus", "tokenize", "hift", "sft1", "package")
     config.corpus.questions = 48000

@@ -2,10 +2,10 @@
 
     aqaa train --config=configs/recipe.py            # all stages; sft1.py, sft2.py, dpo.py, merge.py run one each
 
-`:pocket` (default) goes on from the shipped pocket model; `:more` does so with the long sft1 of `pocket.py:more`, as the
-shipped model was made; `:scratch` makes everything from nothing first; `:smoke` is `:pocket` with a handful of steps, for
-tests; `:full` has the published sizes and, where the papers give them, the published values. All five files share one
-run folder, `runs/recipe-VARIANT`.
+`:pocket` (default) goes on from the shipped pocket model; `:more` does so with the long sft1 of `pocket.py:more`, as
+the shipped model was made; `:scratch` makes everything from nothing first; `:smoke` is `:pocket` with a handful of
+steps, for tests; `:full` has the published sizes and, where the papers give them, the published values. All five files
+share one run folder, `runs/recipe-VARIANT`.
 """
 
 import runpy

@@ -1,10 +1,16 @@
 """Test settings: CPU with 8 virtual devices, strict dtypes, and the folder of reference data."""
 
 import importlib.util
+import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs run once here: LLVM takes longer to optimise them than they take to run. `make test-all` leaves that on.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
@@ -29,6 +35,44 @@ def golden():
         return path
 
     return read
+
+
+_JOIN = """
+import json, sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+address, rank, *arguments = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
+"""
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """``two_processes(code, *arguments, path=())`` runs ``code`` in two processes that share eight CPU devices.
+
+    It finds its ``rank`` ("0" or "1") and the ``arguments`` as strings; ``path`` is added to where it imports from.
+    Gives what each of the two prints last, read as JSON.
+    """
+
+    def run(code: str, *arguments: str | Path, path: tuple[Path, ...] = ()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        env["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], *path)))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        commands = ([sys.executable, "-c", _JOIN + code, address, str(rank), *arguments] for rank in range(2))
+        running = [subprocess.Popen(command, env=env, **pipes) for command in commands]
+        try:
+            outputs = [process.communicate(timeout=500) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        for process, (_, errors) in zip(running, outputs, strict=True):
+            assert process.returncode == 0, errors[-3000:]
+        return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+
+    return run
 
 
 @pytest.fixture(scope="session")

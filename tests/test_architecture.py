@@ -26,6 +26,7 @@ FLOORS = (
     {"plan"},
     {"inference", "convert", "evaluation", "serving"},
     {"recipe"},
+    {"experiments"},
     {"cli"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

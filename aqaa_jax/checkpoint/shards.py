@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.checkpoint import hashes, header
+from aqaa_jax.checkpoint.blocks import write_blocks
 from aqaa_jax.checkpoint.header import nbytes
 
 SUFFIX = ".safetensors"
@@ -249,30 +249,16 @@ def _write_file(path: Path, head: bytes, tensors: Plan, read: Blocks, tell: Call
     digest = hashlib.sha256(head)
     with atomic.written(path) as part, part.open("wb") as stream:
         stream.write(head)
+
+        def write(data: Any) -> None:
+            digest.update(data)
+            stream.write(data)
+
         for name, tensor in tensors.items():
-            done, planned = 0, math.prod(tensor.shape)
-            for block in read(name):
-                data = _checked(name, block, tensor)
-                digest.update(data)
-                stream.write(data)
-                done += block.size
-                tell(len(data))
-                del block, data  # not held while the next one is read
-            if done != planned:
-                rows = done * tensor.shape[0] / planned if planned else done
-                raise ValueError(f"tensor {name!r}: got {rows:g} rows, planned {tensor.shape}")
+            write_blocks(name, tensor, read(name), write, tell)
         stream.flush()
         os.fsync(stream.fileno())  # on disk before it has its name
     return digest.hexdigest()
-
-
-def _checked(name: str, block: np.ndarray, tensor: jax.ShapeDtypeStruct) -> Any:  # a buffer of bytes
-    rows = block.shape[1:] == tensor.shape[1:] and block.ndim == len(tensor.shape)
-    if block.dtype != tensor.dtype or not (rows or block.ndim == 1):
-        raise ValueError(
-            f"tensor {name!r}: got rows {block.dtype} {block.shape}, planned {tensor.dtype} {tensor.shape}"
-        )
-    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
 
 
 def verify(directory: str | Path, prefix: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ CHECKPOINT is a model folder (the shipped one: `pocket`):
   FOLDER                        the decoder for transformers and vLLM: config.json, model-*.safetensors,
                                 tokenizer files, modeling_step1.py (for trust_remote_code)
   FOLDER/Step-Audio-Tokenizer   linguistic_tokenizer.npy, the Paraformer's model.pt, am.mvn and config.yaml,
-                                speech_tokenizer_v1.safetensors
+                                speech_tokenizer_v1.onnx
   FOLDER/CosyVoice-300M-25Hz    flow.pt, hift.pt, cosyvoice.yaml; campplus.onnx if it was imported
 or the checkpoints of a training stage (runs/NAME/STAGE): FOLDER gets model.safetensors in this project's own names, and
 checkpoint.json that names the step.

@@ -19,6 +19,7 @@ COMMANDS = {
     "merge": "weighted mean of checkpoints",
     "upcycle": "a dense model as a mixture of experts",
     "eval": "answers, transcripts, judgements and a report",
+    "sweep": "arms of an experiment times seeds, figures and verdicts",
     "pocket-eval": "judge a pocket model on held-out spoken questions",
 }
 

@@ -7,6 +7,7 @@ is no final LayerNorm (Radford et al. 2022, section 2.2; Du et al. 2024, CosyVoi
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,10 @@ from aqaa_jax.sharding.partition import constrain
 STRIDE = 4  # mel frames per vector: 10 ms -> 40 ms
 
 
-def count_vectors(frames: Int[Array, "*B"] | int) -> Int[Array, "*B"] | int:
+Count = TypeVar("Count", int, Array)
+
+
+def count_vectors(frames: Count) -> Count:
     """Vectors, hence tokens, of ``frames`` mel frames: two convolutions of stride 2, each rounding up."""
     return ((frames + 1) // 2 + 1) // 2
 

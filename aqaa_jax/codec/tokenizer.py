@@ -135,10 +135,12 @@ class DualTokenizer(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ):
-        if rngs is None and (linguistic is None or semantic is None):
-            raise ValueError("a DualTokenizer is made from both of its parts or from rngs")
-        self.linguistic = linguistic or LinguisticTokenizer(config.linguistic, rngs=rngs)
-        self.semantic = semantic or SemanticTokenizer(config.semantic, rngs=rngs)
+        if linguistic is None or semantic is None:
+            if rngs is None:
+                raise ValueError("a DualTokenizer is made from both of its parts or from rngs")
+            linguistic = linguistic or LinguisticTokenizer(config.linguistic, rngs=rngs)
+            semantic = semantic or SemanticTokenizer(config.semantic, rngs=rngs)
+        self.linguistic, self.semantic = linguistic, semantic
         self.config = config
 
     @classmethod

@@ -22,7 +22,6 @@ from aqaa_jax.checkpoint import hashes, header, shards
 from aqaa_jax.checkpoint.folder import CONFIG, PARTS, SPEAKER_MODEL, TEXT_MODEL, read_config
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.config import SystemConfig
-from aqaa_jax.convert import torch_file
 from aqaa_jax.convert.composing import compose
 from aqaa_jax.convert.export_files import WEIGHTS, Content, Target, card, notes, target
 from aqaa_jax.convert.part_source import PartSource
@@ -82,8 +81,8 @@ def write(export: Export, destination: str | Path, *, max_bytes: int = 5 * 10**9
     """
     destination = Path(destination)
     done = _begun(export, destination)
-    have = [p for p in destination.rglob("*") if p.suffix in (".safetensors", ".pt")]
-    shards.check_space(destination, export.total - sum(p.stat().st_size for p in have))
+    have = [*destination.glob("*.safetensors"), *(destination / one.path for one in export.targets if one.format)]
+    shards.check_space(destination, export.total - sum(p.stat().st_size for p in have if p.is_file()))
     atomic.write_json(destination / JOURNAL, {"source": export.source, "files": done})
     for killed in destination.rglob(".*.part"):
         killed.unlink()
@@ -183,18 +182,14 @@ def _write_weights(
     one: Target, export: Export, destination: Path, done: dict[str, str], max_bytes: int, progress: Progress
 ) -> None:
     plan, read = one.weights
-    if one.part == "decoder":  # its shards have a journal of their own
+    if one.format is None:  # shards, which have a journal of their own
         shards.write_shards(destination, plan, read, max_bytes=max_bytes, progress=progress, source=export.source)
         return
     path = destination / one.path
     if _whole(one, destination, done):
         progress(sum(map(nbytes, plan.values())))
         return
-    if path.suffix == ".pt":
-        torch_file.write(path, plan, read, progress)
-    else:
-        shards.write_one(path.parent, plan, read, prefix=path.stem, progress=progress, source=export.source)
-        (path.parent / f"{path.stem}{hashes.SUFFIX}").unlink()  # recorded in the export's own
+    one.format.write(path, plan, read, progress)
     done[one.path] = hashes.sha256(path)
     atomic.write_json(destination / JOURNAL, {"source": export.source, "files": done})
 
@@ -207,10 +202,10 @@ def _write_files(files: Mapping[str, Content], destination: Path) -> None:
 
 def _stored(one: Target, destination: Path) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     path, plan = destination / WEIGHTS[one.part], one.weights.plan
-    if not path.is_file() and one.part != "decoder":
-        raise FileNotFoundError(f"{path}: missing, so this is not a whole export")
-    if path.suffix == ".pt":
-        yield from torch_file.read_raw(path, plan)
+    if one.format is not None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing, so this is not a whole export")
+        yield from one.format.read_raw(path, plan)
         return
     reader = shards.ShardReader(path)
     for name, tensor in plan.items():

@@ -1,11 +1,11 @@
 """What an export consists of: for each part, its published files, the large ones as streams, the small ones as bytes.
 
     config.json, model-*.safetensors, tokenizer.*, modeling_step1.py ...   the decoder, for transformers and vLLM
-    Step-Audio-Tokenizer/         linguistic_tokenizer.npy, the Paraformer folder, speech_tokenizer_v1.safetensors
+    Step-Audio-Tokenizer/         linguistic_tokenizer.npy, the Paraformer folder, speech_tokenizer_v1.onnx
     CosyVoice-300M-25Hz/          flow.pt, hift.pt, cosyvoice.yaml, campplus.onnx if it was imported
 
-Names, layouts and dtypes are the published ones. Differences: the semantic tokenizer is its torch state dict, not an
-ONNX graph; the Paraformer holds its encoder only; ``campplus.onnx`` (speaker vectors) is the imported file, if any.
+Names, layouts and dtypes are the published ones. Differences: the Paraformer holds its encoder only; ``campplus.onnx``
+(speaker vectors) is the imported file, if any; the ONNX graph has the published inputs, and steps of our own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import importlib.resources
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import yaml
 
 from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, TEXT_MODEL
+from aqaa_jax.checkpoint.shards import Blocks, Plan
 from aqaa_jax.config import SystemConfig
-from aqaa_jax.convert import flow, hift, paraformer, s3, step1
+from aqaa_jax.convert import flow, hift, paraformer, s3_graph, step1, torch_file
 from aqaa_jax.convert.part_source import PartSource
 from aqaa_jax.convert.published_part import Published, file_weights, published_part
 from aqaa_jax.tokens import published as text_files
@@ -32,7 +33,7 @@ TOKENIZER, VOCODER = "Step-Audio-Tokenizer", "CosyVoice-300M-25Hz"
 PARAFORMER = f"{TOKENIZER}/dengcunqin/speech_paraformer-large_asr_nat-zh-cantonese-en-16k-vocab8501-online"
 WEIGHTS = {  # the decoder's are shards
     "linguistic": f"{PARAFORMER}/model.pt",
-    "semantic": f"{TOKENIZER}/speech_tokenizer_v1.safetensors",
+    "semantic": f"{TOKENIZER}/speech_tokenizer_v1.onnx",
     "decoder": "model.safetensors",
     "flow": f"{VOCODER}/flow.pt",
     "hift": f"{VOCODER}/hift.pt",
@@ -62,20 +63,33 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(".")
 ```
-{notes}"""
+{vllm}{notes}"""
+_VLLM = """
+In vLLM, whose Triton attention alone has square-root ALiBi: `vllm serve . --trust-remote-code --attention-backend
+TRITON_ATTN`.
+"""
 
 Content = Callable[[], bytes]
+
+
+class Format(Protocol):
+    """How the weights of a part become one file, and are read again to be verified (``torch_file``)."""
+
+    def write(self, path: Path, plan: Plan, read: Blocks, progress: Callable[[int], None], /) -> None: ...
+
+    def read_raw(self, path: Path, plan: Plan, /) -> Iterator[tuple[str, Iterable[bytes]]]: ...
 
 
 class Target(NamedTuple):
     """One part's files, relative to the export: ``weights`` under ``path``, small files written before and after it.
 
-    Those ``after`` are what makes a reader take the part for whole.
+    Those ``after`` are what makes a reader take the part for whole. The decoder has no ``format``: it is in shards.
     """
 
     part: str
     path: str
     weights: Published
+    format: Format | None
     before: Mapping[str, Content]
     after: Mapping[str, Content]
 
@@ -87,7 +101,11 @@ def target(part: str, config: SystemConfig, directory: Path, source: PartSource,
     """
     weights = published_part(part, config, source, dtype if part == "decoder" else "float32")
     before, after = _small_files(part, config, directory, source, dtype)
-    return Target(part, WEIGHTS[part], weights, before, after)
+    form: Format | None = None if part == "decoder" else torch_file
+    if part == "semantic":
+        form = s3_graph.graph(config.tokenizer.semantic)
+        form.head(weights.plan)
+    return Target(part, WEIGHTS[part], weights, form, before, after)
 
 
 def notes(config: SystemConfig, parts: tuple[str, ...]) -> Iterator[str]:
@@ -104,8 +122,6 @@ def notes(config: SystemConfig, parts: tuple[str, ...]) -> Iterator[str]:
     if "flow" in parts and (own := flow.not_published(config.vocoder.flow)):
         values = ", ".join(f"{k} {v}" for k, v in own.items())
         yield f"the flow needs {values}, for which the published flow has no field (aqaa_flow in cosyvoice.yaml)"
-    if "semantic" in parts:
-        yield "the semantic tokenizer is a state dict in torch names (S3Tokenizer), not an ONNX graph"
     if "linguistic" in parts:
         yield "the Paraformer's model.pt holds the encoder only, which is what tokenizing needs"
 
@@ -130,8 +146,7 @@ def _small_files(
         values = paraformer.config_to_upstream(config.tokenizer.linguistic)
         return before, {f"{PARAFORMER}/config.yaml": lambda: yaml.safe_dump(values, sort_keys=False).encode()}
     if part == "semantic":
-        fields = s3.config_to_upstream(config.tokenizer.semantic)
-        return {}, {f"{TOKENIZER}/speech_tokenizer_v1.json": lambda: _json(fields)}
+        return {}, {}
     speaker = directory / SPEAKER_MODEL
     before = {f"{VOCODER}/{SPEAKER_MODEL}": speaker.read_bytes} if part == "flow" and speaker.is_file() else {}
     return before, {f"{VOCODER}/cosyvoice.yaml": lambda: cosyvoice_yaml(config)}
@@ -199,7 +214,9 @@ def cosyvoice_yaml(config: SystemConfig) -> bytes:
 def card(config: SystemConfig, parts: tuple[str, ...], version: str) -> bytes:
     """The model card of an export."""
     found = "".join(f"\n- {note}" for note in notes(config, parts))
-    return _CARD.format(name=config.name, version=version, notes=found + "\n" if found else "").encode()
+    built_in = "decoder" in parts and not step1.own_slopes(config.decoder) and config.decoder.experts is None
+    values = {"vllm": _VLLM if built_in else "", "notes": found + "\n" if found else ""}
+    return _CARD.format(name=config.name, version=version, **values).encode()
 
 
 def _json(values: Any) -> bytes:

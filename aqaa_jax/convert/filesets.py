@@ -186,10 +186,10 @@ def open_paraformer(directory: Path, above: Path, base: SystemConfig) -> FileSet
 def open_s3(path: Path, base: SystemConfig) -> FileSet:
     """``speech_tokenizer_v1.onnx``, or its torch state dict as safetensors."""
     if path.suffix == ".onnx":
-        reader, resolved = s3.open_onnx(path)
+        reader, resolved, heads = s3.open_onnx(path)
     else:
-        reader, resolved = open_weights(path), None
-    config = s3.config_from_shapes(reader.shapes, base.tokenizer.semantic, str(path))
+        reader, resolved, heads = open_weights(path), None, 0
+    config = s3.config_from_shapes(reader.shapes, base.tokenizer.semantic, str(path), heads)
     assert isinstance(config, SemanticConfig)
     entries = tuple(s3.entries(config))
     model = abstract(with_part(base, "semantic", config), "semantic")

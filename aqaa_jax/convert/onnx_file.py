@@ -27,7 +27,9 @@ _TYPES = {
     11: np.float64,
     16: jnp.bfloat16,
 }
-_GRAPH, _NODE, _INITIALIZER = 7, 1, 5  # in ModelProto, GraphProto
+_GRAPH, _METADATA = 7, 14  # in ModelProto
+_KEY, _TEXT = 1, 2  # in StringStringEntryProto
+_NODE, _INITIALIZER = 1, 5  # in GraphProto
 _DIMS, _TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9  # in TensorProto
 _INPUT, _NODE_NAME, _ATTRIBUTE = 1, 3, 5  # in NodeProto
 _ATTRIBUTE_NAME, _INTS = 1, 8  # in AttributeProto
@@ -49,22 +51,27 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Initializers and nodes of a file, both by name."""
+    """Initializers, nodes and what a writer said about the file, each by name."""
 
     weights: dict[str, Weight]
     nodes: dict[str, Node]
+    metadata: dict[str, str]
 
 
 def read_graph(path: Path) -> Graph:
     """List an ONNX file. Raises ``FileNotFoundError`` or ``ValueError`` naming the file (and a cut-off tensor)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    graph = Graph({}, {})
+    graph = Graph({}, {}, {})
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for number, value in _fields(data, 0, len(data)):
                 if number == _GRAPH and isinstance(value, slice):
                     _read_graph(data, value, graph)
+                elif number == _METADATA and isinstance(value, slice):
+                    fields = _fields(data, value.start, value.stop)
+                    pair = {n: data[place].decode() for n, place in fields if isinstance(place, slice)}
+                    graph.metadata[pair.get(_KEY, "")] = pair.get(_TEXT, "")
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable ONNX file ({error})") from None
     if not graph.weights:

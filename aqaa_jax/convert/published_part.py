@@ -45,7 +45,8 @@ def published_part(part: str, config: SystemConfig, source: PartSource, dtype: D
     if part == "semantic":
         table = s3.positions(config.tokenizer.semantic)
         positions = jax.ShapeDtypeStruct(table.shape, table.dtype)
-        return Published(plan | {s3.POSITIONS: positions}, lambda n: [table] if n == s3.POSITIONS else read(n))
+        name = s3.initializers(config.tokenizer.semantic)[s3.POSITIONS]
+        return Published(plan | {name: positions}, lambda n: [table] if n == name else read(n))
     return Published(plan, read)
 
 
@@ -58,7 +59,7 @@ def file_weights(config: SystemConfig, source: PartSource) -> list[np.ndarray]:
 def _entries(part: str, config: SystemConfig) -> Iterator[Entry]:
     tables: dict[str, tuple[Callable[[Any], Iterator[Entry]], Any]] = {
         "linguistic": (paraformer.entries, config.tokenizer.linguistic),
-        "semantic": (s3.entries, config.tokenizer.semantic),
+        "semantic": (s3.onnx_entries, config.tokenizer.semantic),
         "decoder": (step1.entries, config.decoder),
         "flow": (flow.entries, config.vocoder.flow),
         "hift": (hift.entries, config.vocoder.hift),

@@ -21,7 +21,8 @@ _LINEAR = {"query": "attn.query", "key": "attn.key", "value": "attn.value", "out
 _LINEAR |= {"up": "mlp.0", "down": "mlp.2"}
 _NORM = {"norm1": "attn_ln", "norm2": "mlp_ln"}
 _NO_BIAS = ("key",)
-POSITIONS = "encoder.positional_embedding"
+_HEADS = "n_audio_head"
+POSITIONS, _CODEBOOK = "encoder.positional_embedding", "quantizer._codebook.embed"
 
 
 def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
@@ -35,7 +36,7 @@ def config_from_upstream(values: Mapping[str, Any]) -> SemanticConfig:
     return SemanticConfig(
         num_mels=values["n_mels"],
         embed=values["n_audio_state"],
-        heads=values["n_audio_head"],
+        heads=values[_HEADS],
         mlp=4 * values["n_audio_state"],
         layers=values["n_audio_layer"],
         max_positions=values["n_audio_ctx"],
@@ -52,28 +53,34 @@ def config_to_upstream(config: SemanticConfig) -> dict[str, Any]:
         "n_mels": config.num_mels,
         "n_audio_ctx": config.max_positions,
         "n_audio_state": config.embed,
-        "n_audio_head": config.heads,
+        _HEADS: config.heads,
         "n_audio_layer": config.layers,
         "n_codebook_size": config.codes,
     }
 
 
-def config_from_shapes(shapes: Mapping[str, jax.ShapeDtypeStruct], base: SemanticConfig, origin: str) -> SemanticConfig:
-    """``SemanticConfig`` from the shapes of the torch state dict; the file does not tell the number of heads.
+def config_from_shapes(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], base: SemanticConfig, origin: str, heads: int = 0
+) -> SemanticConfig:
+    """``SemanticConfig`` from the shapes of the torch state dict, which do not tell the number of ``heads``.
 
-    It is that of ``base`` if the width is, else one per 64. Raises ``ValueError`` naming a missing tensor.
+    If the file does not either (0), it is that of ``base`` if the width is, else one per 64. Raises ``ValueError``
+    naming a missing tensor, or the width that does not divide into heads.
     """
-    needed = (POSITIONS, "encoder.conv1.weight", "quantizer._codebook.embed", "encoder.blocks.0.mlp.0.weight")
+    needed = (POSITIONS, "encoder.conv1.weight", _CODEBOOK, "encoder.blocks.0.mlp.0.weight")
     for name in needed:
         if name not in shapes:
             raise ValueError(f"{origin}: tensor {name!r} is missing")
     positions, conv, codebook, mlp = (shapes[name].shape for name in needed)
     embed = positions[1]
+    heads = heads or (base.heads if base.embed == embed else max(1, embed // 64))
+    if embed % heads:
+        raise ValueError(f"{origin}: width {embed} does not divide into {heads} heads")
     return dataclasses.replace(
         base,
         num_mels=conv[1],
         embed=embed,
-        heads=base.heads if base.embed == embed else embed // 64,
+        heads=heads,
         mlp=mlp[0],
         layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")}),
         max_positions=positions[0],
@@ -81,9 +88,10 @@ def config_from_shapes(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Semanti
     )
 
 
-def open_onnx(path: Path) -> tuple[Lazy, dict[str, str]]:
-    """A reader of the published ``speech_tokenizer_v1.onnx`` under torch names, and torch name -> initializer.
+def open_onnx(path: Path) -> tuple[Lazy, dict[str, str], int]:
+    """A reader of ``speech_tokenizer_v1.onnx`` under torch names, torch name -> initializer, and the number of heads.
 
+    The published file says nothing of heads (0 here), one that was exported does.
     Linear weights and the codebook are anonymous in the file and stored (in, out): they are found through the nodes
     that use them. Initializers that stand for no weight are in the reader under their own names. Raises
     ``ValueError`` for the 50 Hz file of the same name, whose first convolution has stride 1.
@@ -116,7 +124,11 @@ def open_onnx(path: Path) -> tuple[Lazy, dict[str, str]]:
         return jax.ShapeDtypeStruct(stored.shape[::-1], stored.dtype) if transposed else stored
 
     shapes = {name: struct(*place) for name, place in found.items()}
-    return Lazy(shapes, read_one), {name: place[0] for name, place in found.items() if place[0] in used}
+    resolved = {name: place[0] for name, place in found.items() if place[0] in used}
+    heads = graph.metadata.get(_HEADS, "0")
+    if not heads.isdecimal():
+        raise ValueError(f"{path}: its {_HEADS} is {heads!r}; expected a number of heads")
+    return Lazy(shapes, read_one), resolved, int(heads)
 
 
 _NODE = re.compile(r"/(blocks\.\d+)/(?:(attn|mlp)/)?([\w.]+)/(MatMul|Mul|Add|Add_1)")
@@ -126,7 +138,7 @@ def _weights_of(name: str, node: onnx_file.Node, graph: onnx_file.Graph) -> Iter
     """(torch name, initializer, stored transposed) of what a node multiplies with or adds."""
     initializers = [i for i in node.inputs if i in graph.weights]
     if name.endswith("/_codebook/MatMul"):
-        yield from (("quantizer._codebook.embed", i, True) for i in initializers)
+        yield from ((_CODEBOOK, i, True) for i in initializers)
     elif match := _NODE.search(name):
         block, group, layer, operation = match.groups()
         module = ".".join(filter(None, ["encoder", block, group, layer.removeprefix("mlp.") if group else layer]))
@@ -137,7 +149,7 @@ def _weights_of(name: str, node: onnx_file.Node, graph: onnx_file.Graph) -> Iter
 
 def entries(config: SemanticConfig) -> Iterator[Entry]:
     """The table between torch and our names; positions are not in it."""
-    yield Entry("codebook.table", "quantizer._codebook.embed")
+    yield Entry("codebook.table", _CODEBOOK)
     for conv in ("conv1", "conv2"):
         yield Entry(f"encoder.{conv}.kernel", f"encoder.{conv}.weight", "conv")
         yield Entry(f"encoder.{conv}.bias", f"encoder.{conv}.bias")
@@ -147,6 +159,26 @@ def entries(config: SemanticConfig) -> Iterator[Entry]:
             yield Entry(f"encoder.blocks.{ours}.{weight}", tuple(f"{layer}weight" for layer in layers), kind)
             if ours not in _NO_BIAS:
                 yield Entry(f"encoder.blocks.{ours}.bias", tuple(f"{layer}bias" for layer in layers))
+
+
+def initializers(config: SemanticConfig) -> dict[str, str]:
+    """Torch name -> the initializer that holds it in an ONNX file: matrices have numbers for names, as published."""
+    layers = range(config.layers)
+    matrices = [f"encoder.blocks.{i}.{name}.weight" for i in layers for name in _LINEAR.values()]
+    numbered = {name: f"onnx::MatMul_{n}" for n, name in enumerate([*matrices, _CODEBOOK], 1)}
+    names = (name for entry in entries(config) for name in entry.names)
+    return {name: numbered.get(name, name.replace("encoder.", "encoders.", 1)) for name in (*names, POSITIONS)}
+
+
+def onnx_entries(config: SemanticConfig) -> Iterator[Entry]:
+    """``entries`` for the ONNX file: under the names of initializers, matrices the other way round."""
+    stored = initializers(config)
+    turned = {"linear": "plain", "plain": "linear"}
+    for entry in entries(config):
+        matrix = entry.kind == "linear" or entry.published == _CODEBOOK
+        names = tuple(stored[name] for name in entry.names)
+        published = names if entry.stack else names[0]
+        yield entry._replace(published=published, kind=turned[entry.kind] if matrix else entry.kind)
 
 
 def from_upstream(state: Mapping[str, np.ndarray], config: SemanticConfig) -> dict[str, np.ndarray]:

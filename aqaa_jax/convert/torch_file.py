@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqaa_jax import atomic
+from aqaa_jax.checkpoint.blocks import write_blocks
 
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same tensors give the same file
@@ -46,18 +47,8 @@ def write(
             with archive.open(_member(path, member), "w") as stream:
                 stream.write(content)
         for index, (name, tensor) in enumerate(plan.items()):
-            written = 0
             with archive.open(_member(path, f"data/{index}"), "w", force_zip64=True) as stream:
-                for block in read(name):
-                    if block.dtype != tensor.dtype or block.shape[1:] != tuple(tensor.shape[1:]):
-                        raise ValueError(f"tensor {name!r}: got {block.dtype} {block.shape}, planned {tensor}")
-                    data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-                    stream.write(data)
-                    written += len(data)
-                    if progress:
-                        progress(len(data))
-            if written != math.prod(tensor.shape) * tensor.dtype.itemsize:
-                raise ValueError(f"tensor {name!r}: got {written} bytes, planned {tensor}")
+                write_blocks(name, tensor, read(name), stream.write, progress or (lambda done: None))
 
 
 @contextlib.contextmanager

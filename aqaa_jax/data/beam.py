@@ -15,15 +15,15 @@ def run(job: Job, arguments: Sequence[str]) -> list[Summary]:
     if Beam is not installed.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("Apache Beam is missing: pip install 'aqaa_jax[beam]'") from None
     sharded.begin(job)
     options = PipelineOptions(list(arguments), save_main_session=False)
     with beam.Pipeline(options=options) as pipeline:
         shards = pipeline | "Shards" >> beam.Create(sharded.missing(job)) | "Spread" >> beam.Reshuffle()
-        shards | "Make" >> beam.Map(_made, job)
+        _ = shards | "Make" >> beam.Map(_made, job)
     return sharded.summaries(job)
 
 

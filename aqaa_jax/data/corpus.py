@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aqaa_jax.data import voices
 from aqaa_jax.data.espeak import Utterance
-from aqaa_jax.data.phrasings import STYLE_REQUESTS
+from aqaa_jax.data.phrasings import CHANGE_REQUESTS, STYLE_REQUESTS
 from aqaa_jax.data.questions import (
     STYLES,
     Question,
@@ -22,10 +22,12 @@ from aqaa_jax.data.questions import (
     new_questions,
     styled,
     training_questions,
+    twice,
 )
 from aqaa_jax.data.words import general_text
 
 TAIL_SECONDS = 0.12  # silence behind a tokenized answer, so that its last whole 2:3 group holds its last sound
+CHANGING_SEED = 1000003  # added to a seed: questions other than those asked plainly
 SPLITS = ("train", "new_voices", "new_questions")
 
 
@@ -34,7 +36,7 @@ class Item:
     """One utterance of a set. For questions the last fields say what was asked and which answer is right.
 
     ``answer_id`` indexes ``answer_utterances()``, ``question`` is the question's key, ``text`` of the utterance is
-    the transcript.
+    the transcript. With ``then``, a style, the answer is to be said again in it.
     """
 
     id: str
@@ -45,6 +47,12 @@ class Item:
     style: str = "neutral"
     answer: str = ""
     answer_id: int = -1
+    then: str = ""
+
+    @property
+    def spoken(self) -> list[tuple[str, int]]:
+        """(style, answer id) of every time the answer is said."""
+        return [(style, answer_id(self.answer, style)) for style in (self.style, self.then) if style]
 
 
 def answer_id(answer: str, style: str) -> int:
@@ -98,6 +106,19 @@ def question_utterances(
                 answer_id(question.answer, style),
             )
         )
+    return out
+
+
+def changing_utterances(n: int, seed: int, split: str = "train") -> list[Item]:
+    """``n`` spoken questions, as ``question_utterances``, that ask for the answer twice, in two of the four styles."""
+    asked = question_utterances(n, seed + CHANGING_SEED, split, style_share=0.0)
+    rng = random.Random(f"changing {seed} {split}")
+    out = []
+    for k, item in enumerate(asked):
+        style, then = rng.sample(STYLES[1:], 2)
+        text = twice(item.utterance.text, style, then, rng.randrange(len(CHANGE_REQUESTS)))
+        changed = replace(item, id=f"changing-{split}-{seed}-{k:06d}", utterance=replace(item.utterance, text=text))
+        out.append(replace(changed, style=style, then=then, answer_id=answer_id(item.answer, style)))
     return out
 
 

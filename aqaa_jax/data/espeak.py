@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def speech_stream(requests: Sequence[Utterance], workers: int = 2) -> Iterator[S
             for process in processes:
                 process.kill()
                 process.wait()
-                process.stdout.close()
+                _pipe(process.stdout).close()
 
 
 def synthesize(
@@ -88,17 +88,23 @@ def _start(requests: Sequence[Utterance], errors) -> subprocess.Popen:
     )
     lines = [json.dumps([r.text, r.voice, r.rate_wpm, r.pitch, r.seed]) + "\n" for r in requests]
     try:
-        process.stdin.write("".join(lines).encode())
-        process.stdin.close()
+        _pipe(process.stdin).write("".join(lines).encode())
+        _pipe(process.stdin).close()
     except BrokenPipeError:
         pass  # it died at the start; reading the first record reports why
     return process
 
 
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "the process was started without a pipe"
+    return stream
+
+
 def _read(process: subprocess.Popen, request: Utterance, errors) -> Speech:
-    header = process.stdout.read(12)
+    records = _pipe(process.stdout)
+    header = records.read(12)
     sizes = struct.unpack("<iii", header) if len(header) == 12 else (0, 0, 0)
-    body = process.stdout.read(sizes[1] + sizes[2])
+    body = records.read(sizes[1] + sizes[2])
     if len(header) < 12 or len(body) < sizes[1] + sizes[2]:
         process.wait()
         errors.seek(0)

@@ -33,7 +33,7 @@ from aqaa_jax.data.records import Part, Record, Turn
 from aqaa_jax.tokens import prompt
 from aqaa_jax.tokens.interleave import Segment, weave_audio
 from aqaa_jax.tokens.prompt import Example, TextEncoder
-from aqaa_jax.tokens.vocab import AUDIO_END, AUDIO_START, Vocab
+from aqaa_jax.tokens.vocab import AUDIO_END, AUDIO_START, TokenClass, Vocab
 
 Unit = tuple[Example, ...]
 
@@ -107,6 +107,19 @@ def noisy(example: Example, vocab: Vocab, share: float, rng: np.random.Generator
         hit = np.flatnonzero(heard & (rng.random(len(ids)) < share))
         ids[hit] = start + rng.integers(0, size, len(hit))
     return Example(ids, example.loss_mask)
+
+
+def with_streams(example: Example, vocab: Vocab, streams: Sequence[str]) -> Example:
+    """``example`` with the audio ids of the codebooks ``streams`` only, everything else as it stands.
+
+    Raises ``ValueError`` unless ``streams`` are some of linguistic, semantic.
+    """
+    kinds = {"linguistic": TokenClass.LINGUISTIC, "semantic": TokenClass.SEMANTIC}
+    if not streams or not set(streams) <= set(kinds):
+        raise ValueError(f"streams {list(streams)}; expected some of {', '.join(kinds)}")
+    left_out = [int(kind) for name, kind in kinds.items() if name not in streams]
+    kept = ~np.isin(vocab.classify(example.ids), left_out)
+    return Example(example.ids[kept], example.loss_mask[kept])
 
 
 def _asr(record: Record, coder: Coder) -> list[Unit]:

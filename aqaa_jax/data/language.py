@@ -10,17 +10,18 @@ import numpy as np
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.examples import Unit, is_audio
 from aqaa_jax.data.order import pad_stack
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.tokens.vocab import Vocab
 
 
 class LanguageBatch(TypedDict):
     """``B`` rows of ``L`` ids; ``K`` loss positions a row (padded, ``loss_mask`` 0 there)."""
 
-    tokens: np.ndarray  # int32 [B, L]
-    segment_ids: np.ndarray  # int32 [B, L]: 1 for ids, 0 for padding
-    source: np.ndarray  # int32 [B, K]: the position whose hidden state predicts the target
-    targets: np.ndarray  # int32 [B, K]
-    loss_mask: np.ndarray  # float32 [B, K]
+    tokens: BatchArray  # int32 [B, L]
+    segment_ids: BatchArray  # int32 [B, L]: 1 for ids, 0 for padding
+    source: BatchArray  # int32 [B, K]: the position whose hidden state predicts the target
+    targets: BatchArray  # int32 [B, K]
+    loss_mask: BatchArray  # float32 [B, K]
 
 
 class PackedBatch(LanguageBatch):
@@ -29,9 +30,9 @@ class PackedBatch(LanguageBatch):
     Preference losses sum over the segments that ``target_segments`` names and leave out where ``audio_mask`` is 1.
     """
 
-    positions: np.ndarray  # int32 [B, L]: within the example
-    target_segments: np.ndarray  # int32 [B, K]: the segment of each target, 0 for padding
-    audio_mask: np.ndarray  # float32 [B, K]: 1 where the target is an audio id or marker
+    positions: BatchArray  # int32 [B, L]: within the example
+    target_segments: BatchArray  # int32 [B, K]: the segment of each target, 0 for padding
+    audio_mask: BatchArray  # float32 [B, K]: 1 where the target is an audio id or marker
 
 
 def language_batch(examples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, grid: int = 32) -> LanguageBatch:

@@ -10,15 +10,17 @@ the text is complete). All four kinds together are plain DPO.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.data.order import pad_stack
 from aqaa_jax.data.tasks import load_audio, save_audio
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.tokens.prompt import Example
 from aqaa_jax.tokens.vocab import TokenClass, Vocab
 
@@ -67,9 +69,9 @@ def pair_of(chosen: Example, rejected: Example) -> Pair:
 class PairBatch(LanguageBatch):
     """``B`` rows of up to ``P`` pairs; answer ``2 p + 1`` (chosen) and ``2 p + 2`` (rejected) is one segment each."""
 
-    answer: np.ndarray  # int32 [B, K]: whose target it is; 0 is padding
-    reference: np.ndarray  # float32 [B, K]: log-probability of the target under the reference
-    pairs: np.ndarray  # float32 [B, P]: 1 where there is a pair
+    answer: BatchArray  # int32 [B, K]: whose target it is; 0 is padding
+    reference: BatchArray  # float32 [B, K]: log-probability of the target under the reference
+    pairs: BatchArray  # float32 [B, P]: 1 where there is a pair
 
 
 def counted(ids: np.ndarray, vocab: Vocab, kinds: Sequence[str]) -> np.ndarray:
@@ -81,15 +83,22 @@ def counted(ids: np.ndarray, vocab: Vocab, kinds: Sequence[str]) -> np.ndarray:
 
 
 def pair_batch(
-    rows: Sequence[Sequence[tuple[Pair, np.ndarray]]], length: int, vocab: Vocab, kinds: Sequence[str]
+    rows: Sequence[Sequence[tuple[Pair, np.ndarray]]],
+    length: int,
+    vocab: Vocab,
+    kinds: Sequence[str],
+    *,
+    targets: int = 32,
+    pairs: int = 1,
 ) -> PairBatch:
     """Rows of (pair, reference), padded to ``length``; targets are the answers' ids of ``kinds``, in order.
 
-    A reference holds one log-probability per id of the chosen and then of the rejected answer. Raises ``ValueError``
-    if a row does not fit, or a reference has another length.
+    A reference holds one log-probability per id of the chosen and then of the rejected answer. There are places for a
+    multiple of ``targets`` and for at least ``pairs`` in every row. Raises ``ValueError`` if a row does not fit, or a
+    reference has another length.
     """
     laid = [_row(row, vocab, kinds) for row in rows]
-    batch = language_batch([(row.ids, row.mask) for row in laid], length)
+    batch = language_batch([(row.ids, row.mask) for row in laid], length, grid=targets)
     segments = pad_stack([row.segments for row in laid], length)
     reference = pad_stack([row.reference for row in laid], length)
     at = np.minimum(batch["source"] + 1, length - 1)
@@ -99,7 +108,7 @@ def pair_batch(
         "segment_ids": segments,
         "answer": np.where(there, np.take_along_axis(segments, at, axis=1), 0),
         "reference": np.where(there, np.take_along_axis(reference, at, axis=1), np.float32(0)),
-        "pairs": pad_stack([np.ones(len(row), np.float32) for row in rows], max(len(row) for row in rows)),
+        "pairs": pad_stack([np.ones(len(row), np.float32) for row in rows], max(pairs, *(len(row) for row in rows))),
     }
 
 
@@ -124,6 +133,18 @@ def _row(row: Sequence[tuple[Pair, np.ndarray]], vocab: Vocab, kinds: Sequence[s
             segments = np.full(len(ids), len(parts) + 1, np.int32)
             parts.append(_Row(ids, mask, segments, np.concatenate([prompt, its]).astype(np.float32)))
     return _Row(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def bucket_pairs(
+    plan: BucketPlan, pairs: Sequence[Pair], references: Sequence[np.ndarray], vocab: Vocab, kinds: Sequence[str]
+) -> Callable[[int], PairBatch]:
+    """Step -> batch of pairs of like length, one to a row."""
+
+    def of_step(step: int) -> PairBatch:
+        _, rows, length = plan[step]
+        return pair_batch([[(pairs[i], references[i])] for i in rows.tolist()], length, vocab, kinds)
+
+    return of_step
 
 
 def save_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:

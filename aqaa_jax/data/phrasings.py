@@ -11,6 +11,15 @@ STYLE_REQUESTS = {
     "low": ("Answer in a low voice, {}", "{} Answer in a low voice.", "In a low voice, {}", "{} Use a low voice."),
 }
 
+# How an answer is asked for twice, in two styles; {a} and {b} are of MANNERS, {q} is the question.
+MANNERS = {"slow": "slowly", "fast": "quickly", "high": "in a high voice", "low": "in a low voice"}
+CHANGE_REQUESTS = (
+    "Answer twice, first {a}, then {b}. {q}",
+    "First {a} and then {b}, {q}",
+    "{q} Answer {a}, then {b}.",
+    "{q} Say it {a} and again {b}.",
+)
+
 PHRASINGS = {
     "addition": (
         "What is {a} plus {b}?",

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aqaa_jax.data.phrasings import ANSWERS, PHRASINGS, STYLE_REQUESTS
+from aqaa_jax.data.phrasings import ANSWERS, CHANGE_REQUESTS, MANNERS, PHRASINGS, STYLE_REQUESTS
 
 STYLES = ("neutral", "slow", "fast", "high", "low")
 FAMILIES = (
@@ -143,11 +143,23 @@ def styled(text: str, style: str, request: int) -> str:
     if style not in STYLE_REQUESTS:
         raise ValueError(f"style {style!r} is none of {', '.join(STYLES)}")
     pattern = STYLE_REQUESTS[style][request % len(STYLE_REQUESTS[style])]
-    follows = not pattern.startswith("{}")
-    if follows and text.split()[0].rstrip("?,.") not in _NAMES:
-        text = text[0].lower() + text[1:]
-    text = pattern.format(text)
+    text = pattern.format(text if pattern.startswith("{}") else _inside(text))
     return text[0].upper() + text[1:]
+
+
+def twice(text: str, style: str, then: str, request: int) -> str:
+    """The spoken question ``text`` with the ``request``-th way of asking for the answer in one style, then another."""
+    wrong = [s for s in (style, then) if s not in MANNERS]
+    if wrong or style == then:
+        raise ValueError(f"styles {style!r}, then {then!r}; expected two of {', '.join(MANNERS)}")
+    pattern = CHANGE_REQUESTS[request % len(CHANGE_REQUESTS)]
+    # Behind a comma the question goes on in the same sentence.
+    return pattern.format(a=MANNERS[style], b=MANNERS[then], q=_inside(text) if ", {q}" in pattern else text)
+
+
+def _inside(text: str) -> str:
+    """A question as it goes on inside a sentence."""
+    return text if text.split()[0].rstrip("?,.") in _NAMES else text[0].lower() + text[1:]
 
 
 _NAMES = frozenset([*WEEKDAYS, *MONTHS]) | frozenset(pair.split(":")[0] for pair in CAPITALS.split(","))

@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -67,18 +67,22 @@ class Clips(Sequence):
         return arrays
 
 
+class Spoken(Protocol):
+    """What has an utterance (``corpus.Item``)."""
+
+    @property
+    def utterance(self) -> Utterance: ...
+
+
 def render(
-    utterances: Sequence[Utterance],
+    utterances: Sequence[Utterance | Spoken],
     cache_dir: str | Path,
     rates: Sequence[int] = (16000,),
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Clips:
-    """Speak what the cache lacks and return the whole set. ``progress(done, total)`` counts utterances.
-
-    ``utterances`` may be ``Utterance`` or anything with an ``utterance`` attribute (``corpus.Item``).
-    """
-    requests = [getattr(u, "utterance", u) for u in utterances]
+    """Speak what the cache lacks and return the whole set. ``progress(done, total)`` counts utterances."""
+    requests = [u if isinstance(u, Utterance) else u.utterance for u in utterances]
     folder = Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [requests[k : k + SHARD] for k in range(0, len(requests), SHARD)]
@@ -112,7 +116,7 @@ def _key(requests: Sequence[Utterance], rates: Sequence[int]) -> str:
 def _write(path: Path, spoken: Sequence[Speech], rates: Sequence[int]) -> None:
     spoken = [_trimmed(s) for s in spoken]
     phones = [[(name, round(start / SAMPLE_RATE, 6)) for name, start in s.phones] for s in spoken]
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, Any] = {
         "rates": np.array(rates, np.int32),
         "seconds": np.array([len(s.wav) / SAMPLE_RATE for s in spoken]),
         "phones": np.frombuffer(json.dumps(phones, ensure_ascii=False).encode(), np.uint8),

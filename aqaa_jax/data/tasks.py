@@ -20,6 +20,7 @@ from aqaa_jax.tokens.interleave import unweave_audio
 from aqaa_jax.tokens.text import TextTokenizer
 from aqaa_jax.tokens.vocab import Vocab
 
+STREAMS = ("linguistic", "semantic")
 TASKS = ("asr", "tts", "continuation", "tqta", "tqtaa", "aqta", "aqtaa", "transcript_first")
 
 
@@ -56,6 +57,7 @@ class SpokenTasks:
     vocab: Vocab
     weave: WeaveConfig
     code_noise: float = 0.0  # probability that an audio code of a question is replaced by a random one
+    streams: tuple[str, ...] = STREAMS
 
     def lengths(self, tasks: Iterable[str] = TASKS) -> dict[str, np.ndarray]:
         """Ids in every example of each of ``tasks``."""
@@ -72,7 +74,9 @@ class SpokenTasks:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
         record = self._spoken(index) if task == "tts" else self._asked(index)
         example = examples.units(task, record, self._coder)[0][0]
-        return examples.noisy(example, self.vocab, self.code_noise, rng) if self.code_noise else example
+        if self.code_noise:
+            example = examples.noisy(example, self.vocab, self.code_noise, rng)
+        return example if self.streams == STREAMS else examples.with_streams(example, self.vocab, self.streams)
 
     @functools.cached_property
     def _coder(self) -> examples.Coder:
@@ -81,8 +85,8 @@ class SpokenTasks:
     def _asked(self, index: int) -> Record:
         item = self.questions.items[index]
         question = Part(item.utterance.text, codes=self._codes(self.questions.audio[index]))
-        answer = Part(item.answer, item.style, codes=self._codes(self.answers.audio[item.answer_id]))
-        return Record(item.id, (Turn("human", (question,)), Turn("assistant", (answer,))))
+        answer = [Part(item.answer, s, codes=self._codes(self.answers.audio[i])) for s, i in item.spoken]
+        return Record(item.id, (Turn("human", (question,)), Turn("assistant", tuple(answer))))
 
     def _spoken(self, index: int) -> Record:
         known = len(self.answers.items)
@@ -111,7 +115,7 @@ def load_audio(path: str | Path) -> list[np.ndarray]:
 
 def shares(mix: Mapping[str, Any]) -> dict[str, float]:
     """The positive task shares of a mixture; raises ``ValueError`` for an unknown task."""
-    unknown = set(mix) - set(TASKS) - {"code_noise", "emphasis"}
+    unknown = set(mix) - set(TASKS) - {"code_noise", "emphasis", "streams"}
     if unknown:
         raise ValueError(f"unknown tasks {sorted(unknown)} in the mixture; expected some of {', '.join(TASKS)}")
     return {task: share for task, share in mix.items() if task in TASKS and share > 0}

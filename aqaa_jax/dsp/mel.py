@@ -29,7 +29,7 @@ def whisper_log_mel(
     spectrum_FT = librosa.stft(
         np.asarray(wav_W, np.float32), n_fft=WHISPER_N_FFT, hop_length=WHISPER_HOP, window="hann", pad_mode="reflect"
     )[:, :-1]
-    power_TF = (np.square(spectrum_FT.real) + np.square(spectrum_FT.imag)).T
+    power_TF = (np.square(np.real(spectrum_FT)) + np.square(np.imag(spectrum_FT))).T
     energy_TM = power_TF @ mel_filters(sample_rate, WHISPER_N_FFT, num_mels)
     log_TM = np.log10(np.maximum(energy_TM, np.float32(1e-10)))
     return ((np.maximum(log_TM, log_TM.max() - 8.0) + 4.0) / 4.0).astype(np.float32)
@@ -47,7 +47,7 @@ def vocoder_mel(wav_W: Float[np.ndarray, "W"], config: MelConfig) -> Float[np.nd
     spectrum_FT = librosa.stft(
         padded, n_fft=config.n_fft, hop_length=config.hop, win_length=config.win, window="hann", center=False
     )
-    magnitude_TF = np.sqrt(np.square(spectrum_FT.real) + np.square(spectrum_FT.imag) + np.float32(1e-9)).T
+    magnitude_TF = np.sqrt(np.square(np.real(spectrum_FT)) + np.square(np.imag(spectrum_FT)) + np.float32(1e-9)).T
     filters_FM = mel_filters(config.sample_rate, config.n_fft, config.num_mels, config.fmin, config.fmax)
     return np.log(np.maximum(magnitude_TF @ filters_FM, np.float32(1e-5))).astype(np.float32)
 

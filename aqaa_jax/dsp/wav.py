@@ -46,7 +46,7 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "W"], int]:
         raise ValueError(f"{path}: the file holds no audio samples")
     if not np.isfinite(wav_WC).all():
         raise ValueError(f"{path}: contains samples that are not finite numbers (NaN or infinity)")
-    return np.mean(wav_WC, axis=1, dtype=np.float32), int(rate)
+    return wav_WC.mean(axis=1, dtype=np.float32), int(rate)
 
 
 def _riff_cut_short(path: Path) -> bool:

@@ -110,13 +110,18 @@ def _controls(lines: Mapping[str, Line]) -> dict[str, Any]:
     return out
 
 
-def _voice_control(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
-    """Does a request move the answer's rate or pitch the right way, against the same question asked plainly?
+def right_way(change: str, ratio: float) -> bool:
+    """Whether a ratio of rates or pitches is on the side that ``change`` asks for."""
+    return ratio > 1 if change in ("fast", "high") else ratio < 1
 
-    Where the two answers differ in text their lengths do not compare: those pairs are left out of slow and fast.
+
+def voice_ratios(run: Run, cases: Sequence[Case]) -> dict[str, float]:
+    """By case: the answer's rate (slow, fast) or pitch (high, low) over that of the same question asked plainly.
+
+    Where the two answers differ in text their lengths do not compare: those pairs are left out of slow and fast. What
+    has no voice to measure is nan.
     """
-    answers = run.answers.results()
-    ratios: dict[str, list[float]] = {}
+    answers, out = run.answers.results(), {}
     for case in cases:
         pair = [answers.get(key, {}) for key in (case.id, case.compared_to)]
         if not all("wav" in answer for answer in pair):
@@ -128,8 +133,17 @@ def _voice_control(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
             ratio = metrics.speaking_rate(ours, plain_one, rate)
         else:
             ratio = metrics.median_f0(ours, rate) / metrics.median_f0(plain_one, rate)
-        ratios.setdefault(case.change, []).append(ratio)
-    right = {c: [r > 1 if c in ("fast", "high") else r < 1 for r in rs] for c, rs in ratios.items()}
+        out[case.id] = ratio
+    return out
+
+
+def _voice_control(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
+    """Does a request move the answer's rate or pitch the right way?"""
+    found, ratios = voice_ratios(run, cases), {}
+    for case in cases:
+        if case.id in found:
+            ratios.setdefault(case.change, []).append(found[case.id])
+    right = {c: [right_way(c, r) for r in rs] for c, rs in ratios.items()}
     return {
         "right_direction": plain(metrics.proportion([hit for hits in right.values() for hit in hits])),
         "by_change": {change: plain(metrics.proportion(hits)) for change, hits in right.items()},

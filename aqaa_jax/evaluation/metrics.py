@@ -100,6 +100,30 @@ def error_rate(edits: Sequence[tuple[float, float]], resamples: int = 2000, seed
     return Estimate(float(total[0] / total[1]), float(low), float(high), len(x))
 
 
+def crossed(tables: Sequence[np.ndarray], figure: Any, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """``figure`` of one ratio per table, with its percentile bootstrap interval over rows and columns at once.
+
+    A table is float ``[rows, columns, 2]``: (sum, count) of every seed and case; its ratio is sum of sums over sum of
+    counts. All tables are drawn alike, so that what differs is compared case by case. A table of one row stands for
+    all. Over few rows a bootstrap is too narrow, as any interval is. nan where a table counts nothing.
+    """
+    rows, columns = max(len(t) for t in tables), tables[0].shape[1]
+    rng = np.random.default_rng(seed)
+    weights_RS = rng.multinomial(rows, np.full(rows, 1 / rows), resamples).astype(np.float64)
+    weights_RC = rng.multinomial(columns, np.full(columns, 1 / columns), resamples).astype(np.float64)
+    whole, drawn = [], []
+    for table in tables:
+        full = np.broadcast_to(table, (rows, columns, 2))
+        total = full.sum(axis=(0, 1))
+        if total[1] == 0:
+            return Estimate(math.nan, math.nan, math.nan, 0)
+        whole.append(total[0] / total[1])
+        sums = np.einsum("rs,scx,rc->rx", weights_RS, full, weights_RC, optimize=True)
+        drawn.append(sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan))
+    low, high = np.nanquantile(figure(*drawn), [0.025, 0.975])
+    return Estimate(float(figure(*whole)), float(low), float(high), rows * columns)
+
+
 def repeats(text: str, longest: int = 12) -> bool:
     """Whether a text stutters: one word three times in a row, or a run of two to ``longest`` words twice in a row."""
     w = words(text)

@@ -64,6 +64,15 @@ class PocketSets:
             case = self._question(ours, recordings[0], "voice control")
             yield replace(case, compared_to=base.id, change=ours.style, tags={"style": ours.style})
 
+    def changing(self, split: str) -> Iterator[Case]:
+        """Questions that ask for the answer twice, in two ways of speaking; the answer is what each half should say."""
+        items = corpus.changing_utterances(self.questions, self.seed, split)
+        asked = self._recordings(items, render(items, self.cache), ASKED)
+        for item, recording in zip(items, asked, strict=True):
+            case = self._question(item, recording, f"{split}, changing")
+            tags = {"family": item.family, "style": item.style, "then": item.then}
+            yield replace(case, answer_audio="", domain="", tags=tags)
+
     def codec(self, limit: int) -> Iterator[Case]:
         """True speech through the tokens and back: known answers, numbers that no training heard, and controls."""
         chosen = range(0, len(self.references), max(1, len(self.references) // limit))[:limit]

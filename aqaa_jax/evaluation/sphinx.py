@@ -92,6 +92,7 @@ def transcribe_many(
         with tempfile.TemporaryFile() as errors:
             command = [sys.executable, "-P", os.path.abspath(__file__)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+            assert process.stdin is not None and process.stdout is not None  # both are pipes
             try:
                 _send(process.stdin, json.dumps({"sentences": list(sentences), "rate": rate}).encode())
                 for i in range(k, len(wavs), workers):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import numpy as np
@@ -57,6 +57,18 @@ class Response(NamedTuple):
     stopped: bool
 
 
+class AskOptions(TypedDict, total=False):
+    """What ``Aqaa.ask`` takes beside a question."""
+
+    sample_rate: int | None
+    seed: int
+    transcript_first: bool
+    sampling: SamplingConfig | None
+    speak: bool
+    voice: Recording | Voice | None
+    voice_text: str
+
+
 class Aqaa:
     """A loaded system. ``Aqaa.load()`` gives the shipped pocket model, ``Aqaa.load(folder)`` any other."""
 
@@ -73,21 +85,21 @@ class Aqaa:
         return cls(system._replace(decoder=system.decoder.int8()) if int8 else system)
 
     @overload
-    def ask(self, question: Recording, *, sample_rate: int | None = None, **options) -> Answer: ...
+    def ask(self, question: Recording, **options: Unpack[AskOptions]) -> Answer: ...
     @overload
-    def ask(self, question: Sequence[Recording], *, sample_rate: int | None = None, **options) -> list[Answer]: ...
+    def ask(self, question: Sequence[Recording], **options: Unpack[AskOptions]) -> list[Answer]: ...
     def ask(
         self,
-        question,
+        question: Recording | Sequence[Recording],
         *,
-        sample_rate=None,
-        seed=0,
-        transcript_first=False,
-        sampling=None,
-        speak=True,
-        voice=None,
-        voice_text="",
-    ):
+        sample_rate: int | None = None,
+        seed: int = 0,
+        transcript_first: bool = False,
+        sampling: SamplingConfig | None = None,
+        speak: bool = True,
+        voice: Recording | Voice | None = None,
+        voice_text: str = "",
+    ) -> Answer | list[Answer]:
         """Answer a wav file, a float array (with ``sample_rate``), or a list of either (batched).
 
         ``transcript_first`` lets the model write down the question before it answers (not how AQAA answers; an
@@ -96,8 +108,9 @@ class Aqaa:
         Raises ``ValueError`` or ``FileNotFoundError`` naming the input and what is wrong with it.
         """
         many = isinstance(question, (list, tuple))
+        questions: list[Recording] = list(question) if isinstance(question, (list, tuple)) else [question]  # pyright: ignore[reportAssignmentType]
         sampling = self.system.config.sampling if sampling is None else sampling
-        loaded = [self._read(q, sample_rate, f"array {i}") for i, q in enumerate(question if many else [question])]
+        loaded = [self._read(q, sample_rate, f"array {i}") for i, q in enumerate(questions)]
         if voice is not None and not isinstance(voice, Voice):
             voice = self.voice(voice, sample_rate=sample_rate, text=voice_text)
         elif voice_text:

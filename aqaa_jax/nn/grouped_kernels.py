@@ -213,7 +213,7 @@ def _width(width: int, most: int) -> int:
     return max(tile for tile in range(LANES, min(width, most) + 1, LANES) if width % tile == 0)
 
 
-def _params(*semantics: str) -> pltpu.CompilerParams:
+def _params(*semantics: Any) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM)
 
 

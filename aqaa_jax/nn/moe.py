@@ -67,7 +67,7 @@ class MoE(nnx.Module):
         bias_E = None if self.bias is None else self.bias[...]
         experts_BLk, weights_BLk, stats = route(logits_BLE, bias_E, self.config, real_BL)
         token = (BATCH, LENGTH, None)
-        over = tuple(split_over(w) for w in (self.gate, self.up, self.down))
+        over = split_over(self.gate), split_over(self.up), split_over(self.down)
         apply = per_shard(
             functools.partial(apply_experts, experts=self.config.experts, over=over),
             (token, token, token, (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, None, MLP), (ACT_EXPERTS, MLP, None)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 from flax import nnx
@@ -33,12 +34,13 @@ def project(
         y_TF = weight.matmul(x.reshape(math.prod(batch), -1)).astype(out_dtype or x.dtype)
         return y_TF.reshape(*batch, *weight.scale[...].shape)
     over = split_over(weight) if isinstance(weight, nnx.Variable) else ()
-    value = (weight.get_value() if isinstance(weight, nnx.Variable) else weight).astype(x.dtype)
+    stored: Any = weight.get_value() if isinstance(weight, nnx.Variable) else weight
+    value = stored.astype(x.dtype)
     if any(over):
         x_TD = x.reshape(math.prod(batch), -1)
-        y_TF = _of_pieces(x_TD, *_rows_first(value, over, in_axes), out_dtype)
+        gathered_TF: Any = _of_pieces(x_TD, *_rows_first(value, over, in_axes), out_dtype)
         outer = value.shape[in_axes:] if any(over[:in_axes]) else (*value.shape[in_axes:-1], -1)
-        return y_TF.reshape(*batch, *outer)
+        return gathered_TF.reshape(*batch, *outer)
     x_T = x.reshape(math.prod(batch), *value.shape[:in_axes])
     axes = (tuple(range(1, in_axes + 1)), tuple(range(in_axes)))
     y_T = jax.lax.dot_general(x_T, value, (axes, ((), ())), preferred_element_type=out_dtype)

@@ -18,7 +18,6 @@ from aqaa_jax.plan.topology import Topology
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
 from aqaa_jax.sharding.axes import BATCH
-from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import PreferenceConfig, StageConfig
 from aqaa_jax.training.optimizer import make_optimizer
 from aqaa_jax.training.stages.language import LanguageStage
@@ -103,7 +102,7 @@ def stage_of(job: Job) -> Any:
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
     if job.stage == "dpo":
-        return PreferenceStage("dpo", job.decoder, Vocab(job.vocab), nothing, nothing, nothing, job.preference)
+        return PreferenceStage("dpo", job.decoder, job.preference, nothing)
     return LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=job.config.head_chunk)
 
 

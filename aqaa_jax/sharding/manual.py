@@ -32,8 +32,8 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
     ``fn`` gets everything. Raises ``ValueError`` for rows that do not divide.
     """
     context = partition.context()
-    rows = () if context is None else partition.mesh_axes(BATCH)
-    if not rows:
+    rows = partition.mesh_axes(BATCH)
+    if context is None or not rows:
         return fn(lambda x: x, model, batch, key)
     mesh, rules = context.mesh, dict(context.rules)
     apart = (*rows, *(a for a in mesh.axis_names if mesh.shape[a] == 1))  # kernels want no axis left if none is in use

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,10 +22,11 @@ from aqaa_jax.config import MeshConfig
 from aqaa_jax.sharding.rules import DATA, FSDP, MESH_AXES
 
 DCN_AXES = {"dcn_data": DATA, "dcn_fsdp": FSDP}  # numbers of slices -> the mesh axis that they prolong
+Device = Any  # jax.Device, which type checkers take for a value
 _TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
 
-def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Device] | None = None) -> Mesh:
     """The mesh of ``config`` over ``devices`` (default: all of this process set), laid along their physical torus.
 
     ``devices`` may be those of a ``jax.experimental.topologies`` description. Other devices than
@@ -106,7 +108,7 @@ def _fill(config: MeshConfig, names: Sequence[str], total: int, what: str) -> di
     return {name: total // known if size == -1 else size for name, size in sizes.items()}
 
 
-def _slices(devices: list[jax.Device], config: MeshConfig) -> list[list[jax.Device]]:
+def _slices(devices: list[Device], config: MeshConfig) -> list[list[Device]]:
     """The devices of each slice."""
     if devices[0].platform == "tpu":  # the devices of a description of one slice have no number of it
         numbers = [getattr(d, "slice_index", 0) for d in devices]
@@ -119,7 +121,7 @@ def _slices(devices: list[jax.Device], config: MeshConfig) -> list[list[jax.Devi
     return [devices[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _along_torus(within: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+def _along_torus(within: tuple[int, ...], devices: list[Device]) -> np.ndarray:
     """Devices so that each mesh axis is whole axes of the torus if that can be, else parts of them."""
     try:
         return mesh_utils.create_device_mesh(within, devices)

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from aqaa_jax.sharding.axes import BATCH
+from aqaa_jax.sharding.mesh import Device
 from aqaa_jax.sharding.rules import Rules
 
 Tree = TypeVar("Tree")
@@ -277,7 +278,7 @@ def _is_axes(x: Any) -> bool:
     return x is None or (type(x) is tuple and all(a is None or isinstance(a, str) for a in x))
 
 
-def device() -> jax.Device:
+def device() -> Device:
     """A device of the mesh in whose context this is traced, else the default one: which chip code is made for."""
     context = _CONTEXT.value
     return jax.devices()[0] if context is None else context.mesh.devices.flat[0]

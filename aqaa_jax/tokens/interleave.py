@@ -105,6 +105,21 @@ def weave_answer(text: ArrayLike, audio: ArrayLike, weave: WeaveConfig) -> np.nd
     return marker_preserving([Segment(text, audio)], weave)
 
 
+def join(segments: Sequence[Segment], weave: WeaveConfig) -> np.ndarray:
+    """One answer of several segments, joined as ``weave.joining`` says (table 2), int32.
+
+    Raises ``ValueError`` for an unknown joining, and as ``weave_answer``.
+    """
+    joined = {
+        "marker_preserving": marker_preserving,
+        "marker_removal": marker_removal,
+        "pre_interleaved": pre_interleaved,
+    }
+    if weave.joining not in joined:
+        raise ValueError(f"weave joining is {weave.joining!r}; expected one of {', '.join(joined)}")
+    return joined[weave.joining](segments, weave)
+
+
 def marker_preserving(segments: Sequence[Segment], weave: WeaveConfig) -> np.ndarray:
     """Join texts, join audio with every segment's own markers, then interleave (table 2: the best)."""
     texts = [i for s in segments for i in as_ids(s.text).tolist()]

@@ -53,7 +53,7 @@ def automaton(weave: WeaveConfig, vocab: Vocab, *, transcript: bool = False) -> 
             *edges,
         ]
         start = "quote start"
-    index = {start: START}
+    index: dict[State, int] = {start: START}
     for source, _, target in edges:
         index.setdefault(source, len(index))
         index.setdefault(target, len(index))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from aqaa_jax.config import WeaveConfig
-from aqaa_jax.tokens.interleave import Segment, marker_preserving, weave_answer
+from aqaa_jax.tokens.interleave import Segment, join, weave_answer
 from aqaa_jax.tokens.vocab import AQTA, ASR, BOS, BOT, EOT, TEXT_END, TEXT_START, TQAA, TTS, as_ids
 
 ROLES: Mapping[str, str] = {"system": "system", "user": "human", "human": "human", "assistant": "assistant"}
@@ -192,10 +192,10 @@ def spoken_answer(
 ) -> Example:
     """A woven answer: AQTAA if the question is audio ids, TQTAA if it is a string.
 
-    ``segments`` are (text ids, audio ids) pairs, joined with their markers. With ``transcript`` (of a spoken
+    ``segments`` are (text ids, audio ids) pairs, joined as ``weave.joining`` says. With ``transcript`` (of a spoken
     question) the answer starts with ``<text_start> transcript <text_end>``.
     """
-    answer = marker_preserving(segments, weave)
+    answer = join(segments, weave)
     if transcript is None:
         task = "tqtaa" if isinstance(question, str) else "aqtaa"
     else:

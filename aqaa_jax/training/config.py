@@ -92,6 +92,7 @@ class CorpusConfig:
     codec_utterances: int = 6000  # many voices, for the tokenizers
     voice_utterances: int = 1500  # general text in the answer voice, for tokenizers and vocoder
     questions: int = 16000  # spoken training questions, for the decoder
+    changing: int = 0  # more of them that ask for the answer twice, in two ways of speaking
     workers: int = 2
 
 
@@ -109,6 +110,7 @@ class MixConfig:
     transcript_first: float = 0.0  # spoken question -> its text, then the woven answer
     emphasis: tuple[str, ...] = ()  # question families or styles seen once more for every time they are named
     code_noise: float = 0.0  # probability that an input audio code is replaced by a random one
+    streams: tuple[str, ...] = ("linguistic", "semantic")  # codebooks whose ids examples hold; one alone: an ablation
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     kind: str = "sigmoid"  # or "ipo"
     length_normalised: bool = False  # the mean over the counted ids of an answer in place of the sum
+    held_out: int = 0  # of the last pairs: not trained on
     counted: tuple[str, ...] = ("text", "end")  # with "audio" and "markers" too: plain DPO
 
 

@@ -39,7 +39,7 @@ def items(recipe: RecipeConfig, name: str) -> list[corpus.Item]:
     if name == "answers":
         return corpus.answer_utterances()
     if name == "questions":
-        return corpus.question_utterances(c.questions, c.seed)
+        return [*corpus.question_utterances(c.questions, c.seed), *corpus.changing_utterances(c.changing, c.seed)]
     if name == "held_out_speech":
         return corpus.question_utterances(HELD_OUT, c.seed + 1, "new_voices")
     raise ValueError(f"unknown set {name!r}; expected one of {', '.join(SETS)}")
@@ -63,10 +63,10 @@ def clips(recipe: RecipeConfig, run_dir: Path, name: str, say: Callable[[str], N
 
 
 def render_corpus(recipe: RecipeConfig, run_dir: Path, say: Callable[[str], None]) -> None:
-    """Render every set and train the text tokenizer; a run that starts from a model has the tokenizers already."""
+    """Render every set and train the text tokenizer; a run that goes on with a model's decoder has its tokenizer."""
     for name in SPOKEN if recipe.start else SETS:
         clips(recipe, run_dir, name, say)
-    if recipe.start:
+    if (run_dir / "corpus" / TEXT_MODEL).exists():
         return
     train_pocket(_texts(recipe), run_dir / "corpus" / TEXT_MODEL, Vocab(recipe.system.vocab), size=recipe.text_pieces)
 

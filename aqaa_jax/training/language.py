@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from aqaa_jax.checkpoint.files import load_model, read_file, save_model
 from aqaa_jax.config import ShardingConfig, to_dict
 from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.language import LanguageBatch, bucket_batches
-from aqaa_jax.data.pairs import load_pairs
+from aqaa_jax.data.packed import Packed
+from aqaa_jax.data.packed_pairs import PackedPairs
+from aqaa_jax.data.pairs import Pair, PairBatch, bucket_pairs, load_pairs
 from aqaa_jax.data.reader import Reader
-from aqaa_jax.data.tasks import SpokenSet, SpokenTasks, load_audio, shares
+from aqaa_jax.data.tasks import STREAMS, SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
@@ -60,6 +62,7 @@ def spoken_tasks(recipe: RecipeConfig, run_dir: Path, mix: MixConfig, kept: Path
         vocab=Vocab(recipe.system.vocab),
         weave=recipe.system.weave,
         code_noise=mix.code_noise,
+        streams=mix.streams,
     )
 
 
@@ -67,12 +70,15 @@ def codebook_rows(run_dir: Path, width: int) -> np.ndarray:
     """``[linguistic + semantic, width]`` unit-variance rows: like-sounding codes start as like vectors.
 
     Linguistic rows are principal components of the phone log-probabilities of the centroids beside those of the
-    centroids; semantic rows are principal components of the codebook.
+    centroids, or of the centroids alone where the run began from a model folder, which has no phones; semantic rows
+    are principal components of the codebook.
     """
     linguistic = read_file(run_dir / "linguistic" / "linguistic.safetensors")["codebook.table"]
     semantic = read_file(run_dir / "semantic" / "semantic.safetensors")["codebook.table"]
-    phones = np.load(run_dir / "linguistic" / "phone_logits.npy")
-    parts = [np.concatenate([_standard(np.asarray(linguistic)), _standard(np.maximum(phones, -6.0))], axis=1), semantic]
+    known, phones = [_standard(np.asarray(linguistic))], run_dir / "linguistic" / "phone_logits.npy"
+    if phones.exists():
+        known.append(_standard(np.maximum(np.load(phones), -6.0)))
+    parts = [np.concatenate(known, axis=1), semantic]
     rows = []
     for i, part in enumerate(parts):
         components = _principal(_standard(np.asarray(part, np.float64)), width)
@@ -105,6 +111,8 @@ def _batches(
     """Of the packed dataset that the stage names, else of the recipe's own corpus."""
     seed = stage_config.loop.seed
     if stage_config.dataset:
+        if mix.streams != STREAMS:
+            raise ValueError(f"{stage_config.dataset}: a packed dataset holds both codebooks, not only {mix.streams}")
         sharding = stage_config.loop.sharding
         host, hosts = share_of_rows(stage_config.batch, make_mesh(sharding.mesh), rules_of(sharding))
         return _reader(
@@ -128,11 +136,15 @@ def _reader(
 ) -> Reader:
     """The batches of a packed dataset. Raises ``ValueError`` unless it was packed for this vocabulary and loss."""
     reader = Reader(folder, batch=stage.batch, seed=stage.loop.seed, code_noise=noise, workers=workers, **host)
-    if reader.packed.vocab != recipe.system.vocab:
-        raise ValueError(f"{folder}: packed for {reader.packed.vocab}, not for {recipe.system.vocab}")
+    _check_vocab(reader.packed, recipe, folder)
     if reader.packed.pairs:
         raise ValueError(f"{folder}: holds preference pairs; this stage takes examples of one answer")
     return reader
+
+
+def _check_vocab(packed: Packed, recipe: RecipeConfig, dataset: str) -> None:
+    if packed.vocab != recipe.system.vocab:
+        raise ValueError(f"{dataset}: packed for {packed.vocab}, not for {recipe.system.vocab}")
 
 
 def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
@@ -187,36 +199,61 @@ def train_sft2(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
 
 
 def train_dpo(recipe: RecipeConfig, run_dir: Path, say: Say) -> None:
-    """From sft1, which is the reference too, on the pairs of the run: ``dpo/decoder.safetensors``."""
-    config, vocab = recipe.dpo, Vocab(recipe.system.vocab)
-    pairs = load_pairs(run_dir / "pairs" / PAIRS)
-    references = reference_log_probs(
-        run_dir / "pairs" / "reference",
+    """From sft1, which is the reference too, on the run's pairs or on a packed set: ``dpo/decoder.safetensors``."""
+    config = recipe.dpo
+    stage = PreferenceStage(
+        name="dpo",
+        decoder=recipe.system.decoder,
+        config=recipe.preference,
+        batches=(_packed_pairs if config.dataset else _made_pairs)(recipe, run_dir, say),
+        head_chunk=config.head_chunk,
+    )
+    _train_decoder(recipe, run_dir, stage, config, decoder_of(recipe, run_dir, "sft1"), say)
+
+
+def _references(
+    recipe: RecipeConfig, run_dir: Path, folder: Path, pairs: Sequence[Pair], tokens: int, say: Say, data: str = ""
+) -> list[np.ndarray]:
+    """What sft1 gives the ids of every pair's answers, kept in ``folder``."""
+    return reference_log_probs(
+        folder,
         run_dir / "sft1" / DECODER,
         lambda: decoder_of(recipe, run_dir, "sft1"),
         pairs,
         recipe.system.decoder,
-        vocab,
-        tokens=config.tokens,
+        Vocab(recipe.system.vocab),
+        tokens=tokens,
+        data=data,
         say=say,
     )
-    lengths, seed = {TASK: np.array([pair.length for pair in pairs])}, config.loop.seed
+
+
+def _made_pairs(recipe: RecipeConfig, run_dir: Path, say: Say) -> Callable[[int], PairBatch]:
+    """Of the run's own pairs, without those that are held out."""
+    config, held = recipe.dpo, recipe.preference.held_out
+    pairs = load_pairs(run_dir / "pairs" / PAIRS)
+    if not 0 <= held < len(pairs):
+        raise ValueError(f"preference.held_out is {held}; expected at least 0 and fewer than the {len(pairs)} pairs")
+    references = _references(recipe, run_dir, run_dir / "pairs" / "reference", pairs, config.tokens, say)
     plan = BucketPlan(
-        lengths,
+        {TASK: np.array([pair.length for pair in pairs[: len(pairs) - held]])},
         {TASK: 1.0},
         tokens=config.tokens,
         steps=config.loop.steps,
-        seed=seed,
+        seed=config.loop.seed,
         shards=batch_shards(config.loop.sharding),
     )
-    stage = PreferenceStage(
-        name="dpo",
-        decoder=recipe.system.decoder,
-        vocab=vocab,
-        plan=plan,
-        pairs=pairs,
-        references=references,
-        config=recipe.preference,
-        head_chunk=config.head_chunk,
-    )
-    _train_decoder(recipe, run_dir, stage, config, decoder_of(recipe, run_dir, "sft1"), say)
+    return bucket_pairs(plan, pairs, references, Vocab(recipe.system.vocab), recipe.preference.counted)
+
+
+def _packed_pairs(recipe: RecipeConfig, run_dir: Path, say: Say) -> Callable[[int], PairBatch]:
+    """Of the packed dataset that the stage names: several pairs to a row."""
+    config, vocab = recipe.dpo, Vocab(recipe.system.vocab)
+    if recipe.preference.held_out:
+        raise ValueError(f"{config.dataset}: all its pairs are learnt; expected preference.held_out to be 0")
+    pairs = PackedPairs(config.dataset)
+    _check_vocab(pairs.packed, recipe, config.dataset)
+    tokens = config.batch * pairs.packed.length
+    folder = run_dir / "dpo" / "reference"
+    references = _references(recipe, run_dir, folder, pairs, tokens, say, data=pairs.sha256)
+    return pairs.batches(references, vocab, recipe.preference.counted, batch=config.batch, seed=config.loop.seed)

@@ -37,8 +37,13 @@ from aqaa_jax.training.step import Terms, step_of
 class Stage(Protocol):
     """What differs from one stage of the recipe to the next."""
 
-    name: str
-    weights: Mapping[str, float]  # loss term -> weight
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Loss term -> weight."""
+        ...
 
     def init(self, key: jax.Array) -> Any:
         """The module to be trained."""

@@ -40,29 +40,31 @@ def reference_log_probs(
     vocab: Vocab,
     *,
     tokens: int,
+    data: str = "",
     say: Say = lambda text: None,
 ) -> list[np.ndarray]:
     """For every pair, float32 log-probabilities of the chosen and then of the rejected answer's ids.
 
     What ``folder`` lacks is computed by ``load()``, the model of the file ``weights``, about ``tokens`` ids at a time;
-    an interrupted call loses at most a shard. Raises ``ValueError`` if the folder is of other weights, of another
-    configuration or of other pairs.
+    an interrupted call loses at most a shard. ``data`` is a hash of the pairs, if one is known. Raises ``ValueError``
+    if the folder is of other weights, of another configuration or of other pairs.
     """
     folder = Path(folder)
-    _check_same(folder / ABOUT, _about(Path(weights), pairs, decoder))
-    shards = {folder / f"{k:05d}.npz": pairs[k * SHARD : (k + 1) * SHARD] for k in range(-(-len(pairs) // SHARD))}
-    missing = [path for path in shards if not path.exists()]
+    _check_same(folder / ABOUT, _about(Path(weights), data or data_hash(pairs), decoder))
+    shards = [folder / f"{k:05d}.npz" for k in range(-(-len(pairs) // SHARD))]
+    missing = [k for k, path in enumerate(shards) if not path.exists()]
     model = load() if missing else None
     run = jax.jit(lambda model, batch: target_scores(model, batch)[0])
-    for path in missing:
-        save_audio(path, _float_bits(_shard(run, model, shards[path], vocab, tokens)))
-        say(f"[reference] {path.name} of {len(shards)} shards of {SHARD} pairs")
+    for k in missing:
+        chosen = pairs[k * SHARD : (k + 1) * SHARD]
+        save_audio(shards[k], _float_bits(_shard(run, model, chosen, vocab, tokens)))
+        say(f"[reference] {shards[k].name} of {len(shards)} shards of {SHARD} pairs")
     return [bits.view(np.float32) for path in shards for bits in load_audio(path)]
 
 
-def _about(weights: Path, pairs: Sequence[Pair], decoder: DecoderConfig) -> dict[str, Any]:
+def _about(weights: Path, data: str, decoder: DecoderConfig) -> dict[str, Any]:
     meaning = {name: value for name, value in to_dict(decoder).items() if name not in HOW_IT_RUNS}
-    return {"version": VERSION, "weights": hashes.digest(weights), "pairs": data_hash(pairs), "decoder": meaning}
+    return {"version": VERSION, "weights": hashes.digest(weights), "pairs": data, "decoder": meaning}
 
 
 def _check_same(path: Path, about: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from aqaa_jax.training.config import RecipeConfig
 FOLDER = "start"  # of a stage: the weights it goes on from; of the run: what no stage trains
 TRAINED_BY = {"decoder": "sft1"}  # the stage that trains a part on, where it has another name
 KEPT_AS = {"decoder": "pretrain"}  # the stage whose result a kept part stands for, where it has another name
+NEW = "pretrain"  # the stage that makes a decoder from nothing: then neither the folder's nor its text pieces are taken
 SHAPED = ("tokenizer", "vocab", "decoder", "vocoder", "weave")  # what recipe and folder must agree on
 HOW_IT_RUNS = ("dtype", "param_dtype", "max_length", "remat", "scan", "attention")  # of the decoder: free
 HEADLESS = ("linguistic", "semantic")  # the heads these are trained with are in no model folder
@@ -27,28 +28,32 @@ HEADLESS = ("linguistic", "semantic")  # the heads these are trained with are in
 def begin(recipe: RecipeConfig, run_dir: Path) -> None:
     """Lay ``run_dir`` out so that the stages of ``recipe`` go on from the model folder ``recipe.start``.
 
-    A part whose stage is in the recipe is where that stage starts; every other part is kept as it is. Raises
-    ``FileNotFoundError`` or ``ValueError`` when the folder is not whole, is of another configuration, or has not what a
-    stage needs to go on.
+    A part whose stage is in the recipe is where that stage starts; every other part is kept as it is. The decoder is
+    not taken where ``pretrain`` makes a new one, and how it weaves answers may change where a stage trains it on.
+    Raises ``FileNotFoundError`` or ``ValueError`` when the folder is not whole, is of another configuration, or has not
+    what a stage needs to go on.
     """
     folder = Path(recipe.start)
     theirs, ours = to_dict(read_config(folder)), to_dict(recipe.system)
     for values in (theirs, ours):
         values["decoder"] = {k: v for k, v in values["decoder"].items() if k not in HOW_IT_RUNS}
-    differing = [k for k in SHAPED if theirs[k] != ours[k]]
+    new, trained = NEW in recipe.stages, TRAINED_BY["decoder"] in recipe.stages
+    free = ("decoder", "weave") if new else ("weave",) if trained else ()
+    differing = [k for k in SHAPED if k not in free and theirs[k] != ours[k]]
     if differing:
         raise ValueError(
             f"{folder}: its {', '.join(differing)} is not configured as the recipe's; it cannot begin this run"
         )
-    stuck = [name for name in ("pretrain", *HEADLESS) if name in recipe.stages]
+    stuck = [name for name in HEADLESS if name in recipe.stages]
     if stuck:
         raise ValueError(
             f"stage {stuck[0]!r} cannot go on from a model folder; leave it out of the stages or the start empty"
         )
-    _bring(folder / TEXT_MODEL, run_dir / "corpus")
+    if not new:
+        _bring(folder / TEXT_MODEL, run_dir / "corpus")
     if (folder / SPEAKER_MODEL).is_file():
         _bring(folder / SPEAKER_MODEL, run_dir / FOLDER)
-    for name in builders(recipe.system):
+    for name in (part for part in builders(recipe.system) if not (new and part == "decoder")):
         stage = TRAINED_BY.get(name, name)
         kept = stage not in recipe.stages
         target = run_dir / KEPT_AS.get(name, name) if kept else run_dir / stage / FOLDER

@@ -158,14 +158,18 @@ def _gradients(loss_fn: LossFn, weights: Mapping[str, float], microbatches: int)
 
     def several(total: Any, model: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
         parts = jax.tree.map(lambda x: _split(x, microbatches), batch), jax.random.split(key, microbatches)
+
+        def of(part: Any, counts: Any) -> tuple[Any, Terms]:
+            return one(total, model, part[0], part[1], counts)
+
         # The compiler drops everything of this pass that the counts do not depend on, which is the model.
-        counted = jax.lax.map(lambda p: {n: loss_fn(model, *p)[n][1] for n in weights}, parts)
+        counted = jax.lax.map(lambda p: {n: loss_fn(model, p[0], p[1])[n][1] for n in weights}, parts)
         counts = total(jax.tree.map(lambda x: jnp.sum(x, axis=0), counted))
 
         def add(sums: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, one(total, model, *part, counts)), None
+            return jax.tree.map(jnp.add, sums, of(part, counts)), None
 
-        shapes = jax.eval_shape(lambda p: one(total, model, *p, counts), jax.tree.map(lambda x: x[0], parts))
+        shapes = jax.eval_shape(lambda p: of(p, counts), jax.tree.map(lambda x: x[0], parts))
         return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)[0]
 
     return one if microbatches == 1 else several

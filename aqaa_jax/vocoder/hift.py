@@ -7,6 +7,7 @@ activation is a polynomial; rows of different lengths may share a batch, each gi
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -146,7 +147,8 @@ class Hift(nnx.Module):
             h_BTC = self.source_resblocks[i](masked(source_conv(source_BTC), mask_BT), mask_BT)
             x_BTC = masked(x_BTC, mask_BT) + h_BTC
             count = len(c.resblock_kernels)
-            x_BTC = sum(block(x_BTC, mask_BT) for block in self.resblocks[i * count : (i + 1) * count]) / count
+            blocks = self.resblocks[i * count : (i + 1) * count]
+            x_BTC = functools.reduce(jnp.add, [block(x_BTC, mask_BT) for block in blocks]) / count
         x_BTC = self.conv_post(masked(jax.nn.leaky_relu(x_BTC, LAST_SLOPE), mask_BT))
         bins = c.istft_n_fft // 2 + 1
         magnitude_BTF = jnp.minimum(jnp.exp(x_BTC[..., :bins]), MAX_MAGNITUDE)

@@ -28,8 +28,11 @@ class Vocoder(nnx.Module):
         hift: Hift | None = None,
     ):
         """Builds both parts from ``rngs``, or takes parts that exist."""
-        flow = Flow(config.flow, rngs=rngs) if flow is None else flow
-        hift = Hift(config.hift, rngs=rngs) if hift is None else hift
+        if flow is None or hift is None:
+            if rngs is None:
+                raise ValueError("a Vocoder is made from both of its parts or from rngs")
+            flow = flow or Flow(config.flow, rngs=rngs)
+            hift = hift or Hift(config.hift, rngs=rngs)
         mel, hift_config = config.flow.mel, config.hift
         have = (mel.sample_rate, mel.num_mels, mel.hop)
         want = (hift_config.sample_rate, hift_config.num_mels, hift.hop)
@@ -121,7 +124,8 @@ def _frame_noise(key: Array, frames: int, shape: tuple[int, ...]) -> Array:
 def _prompt(num_tokens: int, mel: np.ndarray, rows: int, frames: int) -> Prompt:
     padded = np.zeros((rows, frames, mel.shape[1]), np.float32)
     padded[:, : len(mel)] = mel
-    return Prompt(np.full(rows, num_tokens, np.int32), padded, np.full(rows, len(mel), np.int32))
+    lengths = (jnp.full(rows, n, jnp.int32) for n in (num_tokens, len(mel)))
+    return Prompt(next(lengths), jnp.asarray(padded), next(lengths))
 
 
 def _checked(ids: np.ndarray, vocab: int) -> np.ndarray:

@@ -154,7 +154,8 @@ class Estimator(nnx.Module):
             skips.append(x_BTC)
             x_BTC = conv(masked(x_BTC, masks[-1]))
             if conv.stride > 1:
-                masks.append(None if mask_BT is None else masks[-1][:, :: conv.stride])
+                finer = masks[-1]
+                masks.append(None if finer is None else finer[:, :: conv.stride])
         mask_mid, real_mid = masks[-1], None if padding_bug else masks[-1]
         x_BTC, _ = scan(lambda x, stage, _: (stage(x, time_BF, mask_mid, real_mid), None), x_BTC, self.mid)
         for stage, conv in zip(self.up, self.up_convs, strict=True):

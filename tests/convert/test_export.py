@@ -18,8 +18,8 @@ from aqaa_jax.checkpoint.files import load_model, save_file
 from aqaa_jax.checkpoint.shards import ShardReader, write_shards
 from aqaa_jax.checkpoint.tree import layer_name, named_weights
 from aqaa_jax.config import DecoderConfig, SystemConfig, to_dict
-from aqaa_jax.convert import export, flow, hift, layout, paraformer, s3, step1, torch_file
-from aqaa_jax.convert.export_files import PARAFORMER, TOKENIZER, VOCODER, WEIGHTS
+from aqaa_jax.convert import export, flow, hift, layout, onnx_file, paraformer, s3, step1, torch_file
+from aqaa_jax.convert.export_files import PARAFORMER, TOKENIZER, VOCODER, WEIGHTS, card
 from aqaa_jax.convert.part_source import PartSource
 from aqaa_jax.convert.published_part import published_part
 from aqaa_jax.inference.system import shipped_folder
@@ -39,13 +39,13 @@ def exported(source, destination, **options):
 
 
 def read_back(planned, directory, part):
-    """The tensors in the exported file of ``part``, by name."""
+    """The tensors in the exported file of ``part``, by published name; of the ONNX file, by torch name."""
     plan = next(t for t in planned.targets if t.part == part).weights.plan
     path = directory / WEIGHTS[part]
     if path.suffix == ".pt":
         raw = {name: b"".join(pieces) for name, pieces in torch_file.read_raw(path, plan)}
         return {name: np.frombuffer(raw[name], t.dtype).reshape(t.shape) for name, t in plan.items()}
-    reader = ShardReader(path)
+    reader = s3.open_onnx(path)[0] if path.suffix == ".onnx" else ShardReader(path)
     return {name: reader.read(name) for name in reader.shapes}
 
 
@@ -110,7 +110,8 @@ def test_configurations_come_back(golden_export, golden_config, golden):
     c = golden_config
     values = yaml.safe_load((directory / PARAFORMER / "config.yaml").read_text())
     assert paraformer.config_from_upstream(values, c.tokenizer.linguistic.codes) == c.tokenizer.linguistic
-    values = json.loads((directory / TOKENIZER / "speech_tokenizer_v1.json").read_text())
+    said = onnx_file.read_graph(directory / WEIGHTS["semantic"]).metadata
+    values = {key: int(text) if text.isdecimal() else text for key, text in said.items()}
     assert s3.config_from_upstream(values) == c.tokenizer.semantic
     text = (directory / VOCODER / "cosyvoice.yaml").read_text()
     loader = type("Loader", (yaml.SafeLoader,), {})
@@ -262,7 +263,7 @@ export.write(export.plan(sys.argv[1], (), "float32"), sys.argv[2], max_bytes=200
     [
         ("model-00001-of-00001.safetensors", "lm_head.weight"),
         (f"{VOCODER}/flow.pt", "decoder.estimator"),
-        (f"{TOKENIZER}/speech_tokenizer_v1.safetensors", "encoder"),
+        (f"{TOKENIZER}/speech_tokenizer_v1.onnx", "encoder"),
         ("config.json", ""),
         (f"{TOKENIZER}/linguistic_tokenizer.npy", ""),
     ],
@@ -324,7 +325,9 @@ def test_bad_sources_are_named_before_anything_is_written(golden_folder, golden_
 def test_notes_say_what_published_programs_do_not_know(golden_config):
     source = shipped_folder()
     told = " ".join(export.plan(source).notes)
-    assert "alibi_slopes" in told and "mel_mean -5.0" in told and "ONNX" in told
+    assert "alibi_slopes" in told and "mel_mean -5.0" in told
+    cards = [card(config, ("decoder",), "1").decode() for config in (folder.read_config(source), golden_config)]
+    assert ["TRITON_ATTN" in text for text in cards] == [False, True]  # vLLM reads no slopes
     values = step1.published_config(folder.read_config(source).decoder)
     assert values["alibi_slopes"][0] == 8.0
     assert step1.decoder_config(values, dtype="float32", param_dtype="float32", scan=False) == dataclasses.replace(

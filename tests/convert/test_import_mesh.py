@@ -1,11 +1,6 @@
 """An imported decoder read by two processes onto one mesh: each reads and holds its own slices."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from published_files import step1_config, write_step1
@@ -18,11 +13,6 @@ CONFIG = DecoderConfig(
     vocab=32, embed=16, mlp=24, heads=4, kv_heads=2, head_dim=4, layers=3, dtype="float32", param_dtype="float32"
 )
 PROCESS = """
-import json, sys
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-address, rank, folder_, values, out = sys.argv[1:]
-jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
 import numpy as np
 from aqaa_jax.checkpoint import folder
 from aqaa_jax.checkpoint.shards import ShardReader
@@ -32,6 +22,7 @@ from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import shardings
 from aqaa_jax.sharding.rules import strategy
+folder_, values = arguments
 part = abstract(SystemConfig(decoder=from_dict(DecoderConfig, json.loads(values))), "decoder")
 mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
 read, whole = {}, ShardReader.read
@@ -45,19 +36,19 @@ weights = named_weights(model)
 total = jax.jit(lambda w: sum(jax.numpy.sum(x) for x in w.values()))(weights)
 pieces = {f"{n} {[list(s.indices(d)[:2]) for s, d in zip(p.index, w.shape)]}": np.asarray(p.data)
           for n, w in weights.items() for p in w.addressable_shards}
-np.savez(out, **pieces)
+np.savez(f"{folder_}/../{rank}.npz", **pieces)
 print(json.dumps({"devices": len(jax.devices()), "local": len(jax.local_devices()), "read": read, "sum": float(total)}))
 """
 
 
-def test_two_processes_share_a_mesh(tmp_path):
+def test_two_processes_share_a_mesh(tmp_path, two_processes):
     rng = np.random.default_rng(0)
     state = {n: rng.standard_normal(s).astype(np.float32) for n, s in step1.published_shapes(CONFIG).items()}
     write_step1(tmp_path / "in", state, step1_config(CONFIG))
     base = SystemConfig(decoder=CONFIG, vocab=VocabConfig(size=32, audio_start=24, linguistic=4, semantic=4))
     import_folder(tmp_path / "in", tmp_path / "out", base, Options(shard_bytes=3000), say=print)
     weights = step1.from_upstream(state, CONFIG)
-    told = run_two(tmp_path, json.dumps(vars(CONFIG)))
+    told = two_processes(PROCESS, tmp_path / "out", json.dumps(vars(CONFIG)))
     assert all(t["devices"] == 8 and t["local"] == 4 for t in told)
     assert all(abs(t["sum"] - sum(float(w.sum()) for w in weights.values())) < 1e-2 for t in told)
     for t in told:  # half of the matrix rows each
@@ -72,32 +63,3 @@ def test_two_processes_share_a_mesh(tmp_path):
                 covered[name][place] += 1
     assert all(c.min() >= 1 for c in covered.values())
     assert covered["head"].max() == 1
-
-
-def run_two(directory, config):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(rank), directory / "out", config, directory / f"{rank}.npz"],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, errors) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]

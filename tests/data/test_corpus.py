@@ -11,6 +11,7 @@ from aqaa_jax.data import rendering, voices
 from aqaa_jax.data.corpus import (
     answer_id,
     answer_utterances,
+    changing_utterances,
     codec_utterances,
     question_utterances,
     spoken_in_answer_voice,
@@ -176,3 +177,16 @@ def test_texts_in_the_answer_voice():
     items = spoken_in_answer_voice(list(unseen_numbers())[:2], "fast")
     assert [i.utterance.text for i in items] == ["forty one", "forty two"]
     assert all(i.utterance.voice == voices.ANSWER_VOICE and i.utterance.rate_wpm > 150 for i in items)
+
+
+def test_questions_that_ask_for_two_styles_keep_their_answer():
+    items, said = changing_utterances(200, 0), answer_utterances()
+    assert items[:20] == changing_utterances(20, 0)
+    assert len({(i.style, i.then) for i in items}) == 12
+    for item in items:
+        assert [s for s, _ in item.spoken] == [item.style, item.then]
+        assert item.spoken[0][1] == item.answer_id
+        assert all(said[k].answer == item.answer for _, k in item.spoken)
+    assert all(i.question not in held_out() for i in items)
+    assert all(i.question in held_out() for i in changing_utterances(20, 0, "new_questions"))
+    assert [len(i.spoken) for i in question_utterances(3, 0)] == [1, 1, 1]

@@ -19,6 +19,7 @@ from aqaa_jax.data.datasets import Dataset, shard_path, write_info, write_shard
 from aqaa_jax.data.espeak import Utterance
 from aqaa_jax.data.records import waveform
 from aqaa_jax.data.sources import opened
+from aqaa_jax.data.stepeval import StepEvalSource
 from aqaa_jax.dsp import wav
 
 RATE = 8000
@@ -197,8 +198,19 @@ def test_other_parquet_is_refused_with_its_columns(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
-    with pytest.raises(ValueError, match="no parquet files"):
-        stepeval.StepEvalSource(tmp_path)
-    parquet.write_table(pyarrow.table({"name": ["a"], "score": [1.0]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="no conversation among the columns name, score"):
-        stepeval.StepEvalSource(tmp_path)[0]
+    with pytest.raises(FileNotFoundError, match=r"data: no parquet files, so .* is no clone of StepEval-Audio-360"):
+        StepEvalSource(tmp_path)
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pyarrow.table({"name": ["a"], "score": [1.0]}), tmp_path / "data" / "x.parquet")
+    with pytest.raises(ValueError, match="no column for category among name, score; expected category or dimension"):
+        StepEvalSource(tmp_path)[0]
+    turns = [{"role": "user", "text": "hm"}, {"role": "assistant", "text": None}]
+    for role, message in (("user", ""), ("chair", "a turn has role 'chair'; expected one of system, user")):
+        turns[0]["role"] = role
+        table = pyarrow.table({"id": ["a"], "category": ["x"], "turns": [turns]})
+        parquet.write_table(table, tmp_path / "data" / "x.parquet")
+        if message:
+            with pytest.raises(ValueError, match=message):
+                StepEvalSource(tmp_path)[0]
+        else:  # the empty turn is the place of an answer
+            assert [turn.role for turn in StepEvalSource(tmp_path)[0].turns] == ["human"]

@@ -17,6 +17,7 @@ from aqaa_jax.data.questions import (
     questions,
     styled,
     training_questions,
+    twice,
     unseen_number_sentences,
     unseen_numbers,
 )
@@ -125,3 +126,14 @@ def test_unseen_numbers():
     assert (unseen_numbers()[0], unseen_numbers()[-1]) == ("forty one", "ninety nine")
     assert unseen_number_sentences()[0] == "The number forty one is correct."
     assert set(unseen_number_sentences()).isdisjoint(answers())
+
+
+def test_an_answer_is_asked_for_in_two_styles():
+    assert (
+        twice("What color is snow?", "slow", "high", 1) == "First slowly and then in a high voice, what color is snow?"
+    )
+    assert twice("Monday is when?", "low", "fast", 1) == "First in a low voice and then quickly, Monday is when?"
+    assert twice("What color is snow?", "low", "fast", 2) == "What color is snow? Answer in a low voice, then quickly."
+    for styles in (("slow", "slow"), ("neutral", "slow")):
+        with pytest.raises(ValueError, match="expected two of slow, fast, high, low"):
+            twice("What?", *styles, 0)

@@ -1,14 +1,16 @@
 """Tasks over a spoken corpus: what each example asks, shows and scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from aqaa_jax.config import VocabConfig, WeaveConfig
-from aqaa_jax.data.corpus import answer_utterances, question_utterances
+from aqaa_jax.data.corpus import answer_id, answer_utterances, changing_utterances, question_utterances
 from aqaa_jax.data.tasks import TASKS, SpokenSet, SpokenTasks, load_audio, save_audio, shares
 from aqaa_jax.tokens.interleave import unweave_answer, weave_audio
 from aqaa_jax.tokens.text import train_pocket
-from aqaa_jax.tokens.vocab import EOT, Vocab
+from aqaa_jax.tokens.vocab import AUDIO_START, EOT, TokenClass, Vocab
 
 VOCAB = Vocab(VocabConfig(size=512 + 5120, audio_start=512))
 
@@ -106,3 +108,32 @@ def test_ragged_files_and_shares(tasks, tmp_path):
         shares({"sing": 1.0})
     with pytest.raises(ValueError, match="unknown task"):
         tasks.example("sing", 0, np.random.default_rng(0))
+
+
+def test_one_codebook_alone_leaves_everything_else_as_it_stands(tasks):
+    rng = np.random.default_rng(0)
+    for task in ("aqtaa", "tts", "continuation"):
+        ids, mask = tasks.example(task, 1, rng)
+        kinds = VOCAB.classify(ids)
+        for stream, other in (("linguistic", TokenClass.SEMANTIC), ("semantic", TokenClass.LINGUISTIC)):
+            alone = replace(tasks, streams=(stream,))
+            ours, its_mask = alone.example(task, 1, rng)
+            np.testing.assert_array_equal(ours, ids[kinds != other])
+            np.testing.assert_array_equal(its_mask, mask[kinds != other])
+            assert alone.lengths([task])[task][1] == len(ours) < len(ids)
+    with pytest.raises(ValueError, match=r"streams \['voice'\]; expected some of linguistic, semantic"):
+        replace(tasks, streams=("voice",)).example("tts", 0, rng)
+
+
+def test_an_answer_asked_for_twice_is_two_segments_joined_as_the_weave_says(tasks):
+    items = changing_utterances(4, 0)
+    both = replace(tasks, questions=SpokenSet(items, tasks.questions.audio[:4]))
+    for i, item in enumerate(items):
+        first, second = (tasks.answers.audio[answer_id(item.answer, s)] for s in (item.style, item.then))
+        for joining, spans in (("marker_preserving", 2), ("pre_interleaved", 2), ("marker_removal", 1)):
+            woven = replace(both, weave=WeaveConfig(joining=joining))
+            ids, mask = woven.example("aqtaa", i, np.random.default_rng(0))
+            assert np.sum(ids[mask] == AUDIO_START) == spans
+            np.testing.assert_array_equal(ids[mask][VOCAB.is_audio(ids[mask])], np.concatenate([first, second]))
+        ids, mask = both.example("aqta", i, np.random.default_rng(0))
+        assert tasks.text.decode_span(ids[mask][:-1]) == f"{item.answer} {item.answer}"

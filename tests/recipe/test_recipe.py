@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from aqaa_jax.checkpoint.folder import SPEAKER_MODEL, read_config, read_part
-from aqaa_jax.config import from_dict
+from aqaa_jax.config import WeaveConfig, from_dict, to_dict
 from aqaa_jax.inference.answer import Aqaa
 from aqaa_jax.parts import abstract
 from aqaa_jax.recipe import run
@@ -19,6 +20,7 @@ from aqaa_jax.recipe.folders import package
 from aqaa_jax.recipe.run import run_recipe
 from aqaa_jax.training.config import RecipeConfig
 from aqaa_jax.training.corpus import text_tokenizer
+from aqaa_jax.training.language import codebook_rows
 from aqaa_jax.training.start import FOLDER, started
 
 
@@ -113,3 +115,23 @@ def test_a_folder_of_another_size_cannot_begin_a_run(tmp_path):
     with pytest.raises(ValueError, match="stage 'semantic' cannot go on from a model folder"):
         run_recipe(pocket("pocket", start=str(SHIPPED), stages=["semantic"]), tmp_path / "other")
     assert not (tmp_path / "sft1").exists()
+
+
+def test_a_new_decoder_may_stand_on_the_tokenizers_of_a_folder(tmp_path):
+    system = pocket("pocket").system
+    small = replace(
+        system, decoder=replace(system.decoder, layers=1), weave=WeaveConfig(text=3, linguistic=2, semantic=3)
+    )
+    new = replace(pocket("pocket", start=str(SHIPPED), stages=["pretrain"]), system=small)
+    run_recipe(new, tmp_path, only=[])
+    assert (tmp_path / "flow" / "done.json").exists() and (tmp_path / "linguistic" / "done.json").exists()
+    assert not (tmp_path / "pretrain").exists() and not (tmp_path / "corpus").exists()  # its text pieces are new too
+    rows = codebook_rows(tmp_path, 8)
+    assert rows.shape == (5120, 8) and np.isfinite(rows).all() and np.ptp(rows[:1024], axis=0).min() > 1
+
+
+def test_answers_may_be_woven_anew_only_where_the_decoder_is_trained(tmp_path):
+    woven = {"system": {**to_dict(pocket("pocket").system), "weave": {"joining": "marker_removal"}}}
+    run_recipe(pocket("pocket", start=str(SHIPPED), stages=["sft1"], **woven), tmp_path, only=[])
+    with pytest.raises(ValueError, match="its weave is not configured"):
+        run_recipe(pocket("pocket", start=str(SHIPPED), stages=["hift"], **woven), tmp_path / "kept", only=[])

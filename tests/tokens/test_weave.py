@@ -187,3 +187,15 @@ def test_split_transcript():
     transcript, rest = il.split_transcript([TEXT_START, 400, EOT])
     assert transcript.tolist() == [400] and rest.tolist() == [EOT]
     assert il.split_transcript([TEXT_START, 400])[0].tolist() == [400]
+
+
+def test_join_takes_the_strategy_of_the_weave():
+    segments = [random_segment(np.random.default_rng(i), min_groups=2) for i in range(2)]
+    for name in ("marker_preserving", "marker_removal", "pre_interleaved"):
+        np.testing.assert_array_equal(
+            il.join(segments, WeaveConfig(joining=name)), getattr(il, name)(segments, WeaveConfig())
+        )
+    with pytest.raises(
+        ValueError, match="joining is 'glue'; expected one of marker_preserving, marker_removal, pre_inter"
+    ):
+        il.join(segments, WeaveConfig(joining="glue"))

@@ -1,10 +1,6 @@
 """Two processes train on one mesh, agree when to stop, and go on: the run of one device."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,13 +8,8 @@ import numpy as np
 import pytest
 from test_train_sharded import run
 
-ROOT = Path(__file__).parents[2]
 PROCESS = """
-import json, signal, sys, time
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-address, rank, folder = sys.argv[1:]
-jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
+import signal, time
 from pathlib import Path
 import aqaa_jax, numpy as np
 from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
@@ -27,6 +18,8 @@ from aqaa_jax.sharding.rows import share_of_rows
 from aqaa_jax.sharding.rules import strategy
 from aqaa_jax.training.distributed import whole as whole_model
 from test_train_sharded import Next, run
+
+(folder,) = arguments
 
 class Stopped(Next):
     def batch(self, step):
@@ -54,8 +47,8 @@ print(json.dumps(told | {"share": share_of_rows(8, mesh, table)}))
 
 
 @pytest.mark.long
-def test_two_processes_train_as_one_device(tmp_path):
-    told = two_processes(tmp_path / "two")
+def test_two_processes_train_as_one_device(tmp_path, two_processes):
+    told = two_processes(PROCESS, tmp_path / "two", path=(Path(__file__).parent,))
     assert [t["code"] for t in told] == [143, 143] and all(t["devices"] == 8 and t["same"] for t in told)
     assert 1 <= told[0]["steps"] < 4
     losses = [json.loads(line)["loss"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
@@ -64,32 +57,3 @@ def test_two_processes_train_as_one_device(tmp_path):
     for gathered, leaf in zip(told[0]["model"], jax.tree.leaves(model), strict=True):
         np.testing.assert_allclose(gathered, leaf, atol=2e-5, rtol=1e-4)
     assert [t["share"] for t in told] == [[0, 2], [1, 2]]
-
-
-def two_processes(folder):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(rank), folder],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=500) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, errors) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]

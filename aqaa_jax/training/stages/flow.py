@@ -18,6 +18,7 @@ from flax import nnx
 from aqaa_jax.config import FlowConfig
 from aqaa_jax.data.order import Order, pad_stack
 from aqaa_jax.losses import flow_matching
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 from aqaa_jax.vocoder.flow import Condition, Flow, mel_frames
@@ -33,10 +34,10 @@ class TokenMel(NamedTuple):
 
 
 class FlowBatch(TypedDict):
-    tokens: np.ndarray  # int32 [B, L]
-    token_lengths: np.ndarray  # int32 [B]
-    mel: np.ndarray  # float32 [B, T, M]
-    mel_lengths: np.ndarray  # int32 [B]
+    tokens: BatchArray  # int32 [B, L]
+    token_lengths: BatchArray  # int32 [B]
+    mel: BatchArray  # float32 [B, T, M]
+    mel_lengths: BatchArray  # int32 [B]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from flax import nnx
 from aqaa_jax.config import HiftConfig, MelConfig
 from aqaa_jax.data.order import Order
 from aqaa_jax.losses import waveform
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.training.samples import Sound
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
@@ -33,9 +34,9 @@ class MelWav(NamedTuple):
 
 
 class HiftBatch(TypedDict):
-    mel: np.ndarray  # float32 [B, T, M]
-    f0: np.ndarray  # float32 [B, T]
-    wav: np.ndarray  # float32 [B, T * hop]
+    mel: BatchArray  # float32 [B, T, M]
+    f0: BatchArray  # float32 [B, T]
+    wav: BatchArray  # float32 [B, T * hop]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class LanguageStage:
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         log_probs_BK, right_BK, experts = target_scores(model, batch, self.head_chunk)
-        return experts | answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
+        answers = answer_terms(log_probs_BK, right_BK, batch["targets"], batch["loss_mask"], self.vocab)
+        return {**experts, **answers}
 
     def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
         return settled(self.decoder, new, old, means)
@@ -88,13 +89,19 @@ def expert_weights(decoder: DecoderConfig) -> dict[str, float]:
     return {} if c is None else {"expert_balance": c.balance_weight, "expert_z": c.router_z_weight}
 
 
+def _router_bias(decoder: Decoder) -> nnx.Variable:
+    mlp: Any = decoder.blocks.mlp  # experts, in a decoder that has them
+    return mlp.bias
+
+
 def settled(decoder: DecoderConfig, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
     """``new`` with the biases of its routers those of ``old``, moved against the load of their experts."""
     if decoder.experts is None or not decoder.experts.bias_rate:
         return new
     new = jax.tree.map(lambda x: x, new)
     rate = decoder.experts.bias_rate
-    new.blocks.mlp.bias.set_value(balanced(old.blocks.mlp.bias[...], means["expert_load"], rate))
+    after, before = _router_bias(new), _router_bias(old)
+    after.set_value(balanced(before[...], means["expert_load"], rate))
     return new
 
 

@@ -82,7 +82,10 @@ class LinguisticStage:
         return state
 
     def evaluate(self, model: LinguisticModel) -> dict[str, float]:
-        run = jax.jit(lambda m, b: phone_terms(*m(b["features"], b["lengths"]), b))
+        @jax.jit
+        def run(model: LinguisticModel, batch: PhoneBatch) -> Terms:
+            return phone_terms(*model(batch["features"], batch["lengths"]), batch)
+
         order = Order(len(self.held_out), 0)
         steps = range(len(self.held_out) // self.rows)
         return held_out_means(

@@ -13,6 +13,7 @@ import optax
 from aqaa_jax.data.order import Order, pad_stack
 from aqaa_jax.data.speech import LABEL_RATE, UNKNOWN, Labelled
 from aqaa_jax.losses.ctc import ctc
+from aqaa_jax.shapes import BatchArray
 from aqaa_jax.training.step import Terms
 
 MAX_PHONES = 64
@@ -21,11 +22,11 @@ MAX_PHONES = 64
 class PhoneBatch(TypedDict):
     """``B`` utterances of ``T`` feature frames with ``r`` label frames each."""
 
-    features: np.ndarray  # float32 [B, T, M]
-    lengths: np.ndarray  # int32 [B]
-    frames: np.ndarray  # int32 [B, T * r], UNKNOWN where there is no label
-    phones: np.ndarray  # int32 [B, MAX_PHONES]
-    phone_lengths: np.ndarray  # int32 [B]
+    features: BatchArray  # float32 [B, T, M]
+    lengths: BatchArray  # int32 [B]
+    frames: BatchArray  # int32 [B, T * r], UNKNOWN where there is no label
+    phones: BatchArray  # int32 [B, MAX_PHONES]
+    phone_lengths: BatchArray  # int32 [B]
 
 
 def phone_batch(data: Sequence[Labelled], order: Order, step: int, rows: int, length: int, ratio: int) -> PhoneBatch:

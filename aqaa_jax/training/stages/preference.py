@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from aqaa_jax.config import DecoderConfig
-from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.pairs import Pair, PairBatch, pair_batch
+from aqaa_jax.data.pairs import PairBatch
 from aqaa_jax.decoder.flops import model_flops
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.dpo import answer_log_ratios, preference
 from aqaa_jax.losses.masked import masked_sum_count
-from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import PreferenceConfig
 from aqaa_jax.training.stages.language import expert_weights, settled, target_scores
 from aqaa_jax.training.state import TrainState
@@ -31,17 +28,13 @@ class PreferenceStage:
     """DPO in the loop of every other stage; the reference is in the batch, so a step runs one model, forward and back.
 
     Both answers of a pair stand in one row, each behind the prompt, as segments that do not see one another. Only
-    counted targets go through the head. ``references`` holds the log-probabilities of every pair, per id of the chosen
-    and then of the rejected answer (``training/reference.py``).
+    counted targets go through the head. A batch holds the reference's log-probabilities (``training/reference.py``).
     """
 
     name: str
     decoder: DecoderConfig
-    vocab: Vocab
-    plan: BucketPlan
-    pairs: Sequence[Pair]
-    references: Sequence[np.ndarray]
     config: PreferenceConfig
+    batches: Callable[[int], PairBatch]  # of a step: a pure function (data/pairs.py, data/packed_pairs.py)
     head_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
 
     @property
@@ -52,16 +45,14 @@ class PreferenceStage:
         return Decoder(self.decoder, rngs=nnx.Rngs(key))
 
     def batch(self, step: int) -> PairBatch:
-        _, rows, length = self.plan[step]
-        chosen = [[(self.pairs[i], self.references[i])] for i in rows.tolist()]
-        return pair_batch(chosen, length, self.vocab, self.config.counted)
+        return self.batches(step)
 
     def flops(self, batch: PairBatch) -> float:
         return model_flops(self.decoder, *batch["tokens"].shape)
 
     def loss(self, model: Decoder, batch: PairBatch, key: jax.Array) -> Terms:
         log_probs_BK, _, experts = target_scores(model, batch, self.head_chunk)
-        return experts | preference_terms(log_probs_BK, batch, self.config)
+        return {**experts, **preference_terms(log_probs_BK, batch, self.config)}
 
     def settle(self, new: Decoder, old: Decoder, means: Mapping[str, jax.Array]) -> Decoder:
         return settled(self.decoder, new, old, means)

@@ -127,7 +127,8 @@ class SemanticStage:
         value, count = codebook_and_commitment(vectors_BUD, nearest_BUD, mask_BU, COMMITMENT)
         chosen_BUD = jnp.where(quantise > 0, straight_through(vectors_BUD, nearest_BUD), vectors_BUD)
         ctc, frame, mel_BTM, pitch_BUP = model.decode(chosen_BUD, lengths_B)
-        terms = phone_terms(ctc, frame, {**batch, "features": vectors_BUD, "lengths": lengths_B})
+        at_codes: Any = {**batch, "features": vectors_BUD, "lengths": lengths_B}
+        terms = phone_terms(ctc, frame, at_codes)
         real_BT1 = (jnp.arange(x_BTM.shape[1])[None] < batch["lengths"][:, None])[..., None]
         error = jnp.abs(mel_BTM - batch["features"]) * real_BT1
         voiced_BU = jnp.isfinite(batch["pitch"]) * mask_BU
