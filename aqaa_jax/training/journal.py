@@ -89,7 +89,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def _writer(folder: Path, step: int) -> Any:
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("loop tensorboard is True; expected its writer: pip install 'aqaa_jax[tensorboard]'") from None
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -70,7 +70,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if not config.frozen:
         return rule
-    kinds = {TRAINED: rule, FROZEN: optax.set_to_zero()}
+    kinds: dict[Hashable, optax.GradientTransformation] = {TRAINED: rule, FROZEN: optax.set_to_zero()}
     return optax.partition(kinds, lambda params: _chosen(params, config.frozen, FROZEN, TRAINED))
 
 
@@ -81,7 +81,7 @@ def held(new: Model, old: Model, frozen: Sequence[str]) -> Model:
     return jax.tree.map(lambda is_old, a, b: b if is_old else a, _chosen(new, frozen, True, False), new, old)
 
 
-def _chosen(model: Model, patterns: Sequence[str], yes: Any, no: Any) -> Model:
+def _chosen(model: Any, patterns: Sequence[str], yes: Any, no: Any) -> Any:
     """A tree like ``model`` with ``yes`` for weights whose name matches a pattern. Raises ``ValueError`` as above."""
     names = list(named_weights(model))
     for pattern in patterns:

@@ -98,8 +98,8 @@ def make_train_step(
 
 def _average(state: TrainState, model: Any, decay: float) -> Any:
     """The running mean of models, ``model`` the newest; it looks back less far at first."""
-    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-    return jax.tree.map(lambda a, m: decay * a + (1 - decay) * m, state.ema, model)
+    kept = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda a, m: kept * a + (1 - kept) * m, state.ema, model)
 
 
 def step_of(
