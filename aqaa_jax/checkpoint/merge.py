@@ -16,7 +16,7 @@ import numpy as np
 
 from aqaa_jax import atomic
 from aqaa_jax.atomic import read_json
-from aqaa_jax.checkpoint import folder, hashes, store
+from aqaa_jax.checkpoint import folder, hashes, slices, store
 from aqaa_jax.checkpoint.average import SLICE, Input, Int8Tables, Mean, Source, Unpacked, runs
 from aqaa_jax.checkpoint.header import nbytes
 from aqaa_jax.checkpoint.shards import SUFFIX, ShardReader, check_space, write_one, write_shards
@@ -138,7 +138,7 @@ class _Task:
         if one_file:
             _check_new_file(self.output)
         else:
-            store.check_new(self.output)
+            slices.check_new(self.output)
         size = sum(map(nbytes, mean.shapes.values()))
         check_space(self.output.parent, size)
         saved = [source for source in sources if isinstance(source, store.Saved)]
@@ -150,7 +150,7 @@ class _Task:
             return about
         # Boxes follow the chunks of an input, so that each of its chunks is read once.
         chunks, metadata = saved[0].chunks if saved else {}, {"merge": about}
-        store.write_slices(self.output, mean, chunks=chunks, limit=self.limit, metadata=metadata, progress=tell)
+        slices.write_slices(self.output, mean, chunks=chunks, limit=self.limit, metadata=metadata, progress=tell)
         return about
 
     def folders(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Training checkpoints through Orbax: asynchronous, atomic, the newest few kept. Only this file knows Orbax.
+"""Training checkpoints through Orbax: asynchronous, atomic. Only this file and ``slices`` know Orbax.
 
-``Saved`` and ``write_slices`` read and write the same folders box by box (``average``), with TensorStore underneath:
-Orbax itself restores and saves whole arrays.
+``Saved`` reads the same folders box by box (``average``), with TensorStore underneath: Orbax itself restores whole
+arrays. ``set_damaged_aside`` finds the steps that are not as they were written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,51 +18,147 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from flax import nnx
 from orbax.checkpoint import type_handlers
 
-from aqaa_jax.checkpoint.average import SLICE, Box, Source, boxes, cell
+from aqaa_jax.checkpoint import integrity
+from aqaa_jax.checkpoint.average import SLICE, Box, boxes
+from aqaa_jax.checkpoint.tree import check_weights, named_weights, with_weights
 
 Tree = TypeVar("Tree")
+Model = TypeVar("Model", bound=nnx.Module)
 ITEM = "default"  # the folder of a step that holds the tree
 MODEL, AVERAGE = "model.", "ema."  # begin the names of a training state's model and of its average
 VALUE = ".value"  # ends the names of a module's leaves
 CHUNK = 1 << 26  # bytes of a stored chunk at most: the least that can be read of a tensor
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished steps
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished steps
 CACHE = CHUNK  # bytes of decoded chunks kept while boxes are read
 
 
 class Store:
-    """Checkpoints of one run under ``directory``; any pytree of arrays goes in and comes out."""
+    """Checkpoints of one run under ``directory``; any pytree of arrays goes in and comes out.
 
-    def __init__(self, directory: str | Path, *, keep: int = 2):
+    Kept are the newest step, the newest ``keep`` of those that are multiples of ``period`` (of all, with 0), every
+    multiple of ``every``, and the one whose figure ``best`` is least (or greatest, with a minus sign before the name).
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2, period: int = 0, every: int = 0, best: str = ""):
         logging.getLogger("absl").setLevel(logging.WARNING)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._directory, self._best, self._worst_last = Path(directory).absolute(), best.removeprefix("-"), best[:1]
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            cleanup_tmp_directories=True,
+            best_fn=self._merit if best else None,
+            preservation_policy=_Kept(keep, period, every, self._best_of),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The newest complete step, or ``None``."""
         return self._manager.latest_step()
 
-    def save(self, step: int, tree: Any) -> None:
+    def steps(self) -> list[int]:
+        """All steps, a save in flight waited for."""
+        self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the best figure of those still there, the earliest of equals; ``None`` without figures."""
+        return self._best_of({step: self._manager.metrics(step) for step in self._manager.all_steps()})
+
+    def figures(self, step: int) -> dict[str, float]:
+        """What ``step`` was saved with."""
+        return dict(self._manager.metrics(step) or {})
+
+    def save(self, step: int, tree: Any, figures: Mapping[str, float] | None = None) -> None:
         """Start saving ``tree``; returns once the arrays may be changed, the write goes on behind."""
         names, leaves, _ = _named(tree)
         chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in names}
         saved = ocp.args.StandardSave(dict(zip(names, leaves, strict=True)), save_args=chunked)
-        self._manager.save(step, args=saved, force=True)
+        self._manager.save(step, args=saved, metrics=dict(figures) if figures else None, force=True)
 
-    def restore(self, step: int, like: Tree) -> Tree:
-        """The tree saved at ``step`` with the structure, dtypes and placement of ``like``."""
+    def restore(self, step: int, like: Tree, otherwise: Tree | None = None) -> Tree:
+        """The tree saved at ``step`` with the structure, dtypes and placement of ``like``.
+
+        Leaves that the step does not hold are those of ``otherwise``, if there is one; else they are an error.
+        """
         names, leaves, structure = _named(like)
+        found = names if otherwise is None else _named(_tree_metadata(self._directory / str(step) / ITEM).tree)[0]
         abstract = {
-            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in zip(names, leaves, strict=True)
+            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for n, x in zip(names, leaves, strict=True)
+            if n in found
         }
         saved = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        return jax.tree_util.tree_unflatten(structure, [saved[n] for n in names])
+        rest = dict(zip(*_named(otherwise)[:2], strict=True)) if otherwise is not None else {}
+        return jax.tree_util.tree_unflatten(structure, [saved[n] if n in saved else rest[n] for n in names])
 
     def close(self) -> None:
         """Wait for a save in flight and release the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _best_of(self, figures: Mapping[int, Mapping[str, float] | None]) -> int | None:
+        merits = {s: self._merit(f) for s, f in sorted(figures.items()) if f and self._best in f}
+        return max(merits, key=lambda s: merits[s], default=None)
+
+    def _merit(self, figures: Mapping[str, float]) -> float:
+        return figures[self._best] if self._worst_last == "-" else -figures[self._best]
+
+    def _record(self) -> None:
+        """Called by Orbax when a step is written and not yet named."""
+        if jax.process_index() == 0:
+            for folder in self._directory.glob(f"*{TEMPORARY}*"):
+                integrity.record(folder)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Orbax's preservation policy as ``Store`` describes it."""
+
+    keep: int
+    period: int
+    every: int
+    best_of: Callable[[Mapping[int, Any]], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [c.step for c in checkpoints]
+        regular = [s for s in steps if not self.period or s % self.period == 0]
+        kept = {*steps[-1:], *regular[-self.keep :], self.best_of({c.step: c.metrics for c in checkpoints})}
+        return [s in kept or bool(self.every and s % self.every == 0) for s in steps]
+
+
+def set_damaged_aside(directory: str | Path) -> Iterator[tuple[int, str, Path]]:
+    """Move damaged steps out of ``directory``, the newest first, until one is sound: (step, why, where it is now).
+
+    A step without ``files.json``, of an earlier version, is read through.
+    """
+    directory = Path(directory).absolute()
+    for step in sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir()), reverse=True):
+        folder = directory / str(step)
+        if not ocp.utils.is_checkpoint_finalized(folder):
+            why = "unfinished"
+        else:
+            why = integrity.damage(folder) if integrity.recorded(folder) else _unreadable(folder)
+        if not why:
+            return
+        yield step, why, integrity.set_aside(folder)
+
+
+def _unreadable(folder: Path) -> str:
+    """Why not every value of a saved step can be read; empty if it can."""
+    root = folder / ITEM
+    try:
+        with _readable(folder):
+            tree = _tree_metadata(root)
+            for name in _named(tree.tree)[0]:
+                array = _open(root, name, tree.use_zarr3, _read_context(CACHE))
+                for box in boxes(array.shape, SLICE, array.chunk_layout.read_chunk.shape):
+                    array[box].read().result()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
@@ -104,86 +199,19 @@ class Saved:
         with _readable(self.path):
             return np.asarray(self._arrays[name][rows].read().result())
 
+    def into(self, like: Model) -> Model:
+        """The weights in place of those of ``like``, with its dtypes and placement; a device reads what it holds.
 
-def check_new(directory: str | Path) -> None:
-    """Raise ``ValueError`` if ``directory`` holds anything but what an interrupted save left."""
-    path = Path(directory)
-    if path.exists() and not (path.is_dir() and all(_TEMPORARY in p.name for p in path.iterdir())):
-        raise ValueError(f"{directory}: exists and is not an empty folder; remove it or choose another")
+        Raises ``ValueError`` naming the folder and a tensor that is missing, unexpected or of another shape.
+        """
+        expected = named_weights(like)
+        check_weights(expected, self.shapes, str(self.path))
 
+        def placed(name: str, old: jax.Array) -> jax.Array:
+            read = lambda index: self.read(name, index).astype(old.dtype)  # noqa: E731
+            return jax.make_array_from_callback(old.shape, old.sharding, read)
 
-def write_slices(
-    directory: str | Path,
-    source: Source,
-    *,
-    chunks: Mapping[str, Sequence[int]] | None = None,
-    limit: int = SLICE,
-    metadata: Mapping[str, Any] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Save ``source`` as step 0 of a new ``directory``, at most ``limit`` elements in memory at a time.
-
-    ``Store(directory).restore(0, model)`` reads it, on any mesh. Boxes follow ``chunks`` (name -> shape), best those of
-    the input. The step has its name only when it is whole; after an error nothing is left. One process writes.
-    ``metadata`` is what ``Saved.metadata`` will be. Raises ``ValueError`` as ``check_new`` does.
-    """
-    directory = Path(directory).absolute()
-    check_new(directory)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of a handler that knows slices only
-    handler = ocp.PyTreeCheckpointHandler(
-        type_handler_registry=type_handlers.create_type_handler_registry((_Sliced, _SliceHandler(progress)))
-    )
-    tree = {
-        name + VALUE: _Sliced(source, name, tuple(chunks[name] if chunks and name in chunks else x.shape), limit)
-        for name, x in source.shapes.items()
-    }
-    options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False)
-    try:
-        with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
-            manager.save(0, args=ocp.args.PyTreeSave(tree, custom_metadata=dict(metadata or {})), force=True)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-
-
-@dataclass(frozen=True)
-class _Sliced:
-    """A tensor to be written box by box, all boxes of one ``chunk`` before those of the next."""
-
-    source: Source
-    name: str
-    chunk: tuple[int, ...]
-    limit: int
-
-
-class _SliceHandler(type_handlers.TypeHandler):
-    """Teaches Orbax to save ``_Sliced`` leaves; they are restored like any array."""
-
-    def __init__(self, progress: Callable[[int], None] | None):
-        self._tell = progress or (lambda done: None)
-
-    def typestr(self) -> str:
-        return "np.ndarray"
-
-    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
-        for leaf, info in zip(values, infos, strict=True):
-            tensor = leaf.source.shapes[leaf.name]
-            stored = tuple(max(size, 1) for size in cell(tensor.shape, leaf.limit, leaf.chunk))
-            spec = type_handlers.get_json_tspec_write(
-                info, True, tuple(tensor.shape), stored, np.dtype(tensor.dtype), process_index=0
-            )
-            array = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-            for box in boxes(tensor.shape, leaf.limit, leaf.chunk):
-                block = leaf.source.read(leaf.name, box)
-                await array[box].write(block)
-                self._tell(block.nbytes)
-        return []
-
-    async def metadata(self, infos: Any) -> Any:
-        raise NotImplementedError("this handler writes only")
-
-    async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        raise NotImplementedError("this handler writes only")
+        return with_weights(like, {name: placed(name, old) for name, old in expected.items()}, source=str(self.path))
 
 
 def _step_folder(path: Path, step: int | None) -> Path:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aqaa_jax.plan.chips import Chip
 from aqaa_jax.plan.hlo import Computation, Op
+from aqaa_jax.sharding.chips import Chip
 
 KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",

@@ -116,7 +116,7 @@ def parts_of(job: Job, mesh: Mesh, table: rules.Rules) -> tuple[Any, Any, Any]:
 
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     places = partition.state_shardings(state, state.model, mesh, table)
-    return init, step_of(stage, loop, optimizer, places), places
+    return init, step_of(stage, loop, optimizer, places, frozen=job.config.optimizer.frozen), places
 
 
 def everywhere(mesh: Mesh, table: rules.Rules) -> NamedSharding:

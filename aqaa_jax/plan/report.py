@@ -10,40 +10,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
-from flax import nnx
-
-from aqaa_jax.config import DecoderConfig, to_dict
-from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.config import to_dict
+from aqaa_jax.decoder.flops import model_flops, parameters
 from aqaa_jax.plan import hlo
 from aqaa_jax.plan.collectives import ASSUMPTIONS, Torus
 from aqaa_jax.plan.compile import GIB, Job, Program
 from aqaa_jax.plan.replay import Replayed, Traffic, replay
 from aqaa_jax.plan.topology import Topology, torus
-from aqaa_jax.sharding.axes import EXPERTS
 from aqaa_jax.sharding.mesh import describe
 from aqaa_jax.training.executable import versions
 
 MIB = 2**20
 DOUBTFUL = 1.4  # work done / model FLOPs above which the loops of the program were not understood
-
-
-def parameters(decoder: DecoderConfig) -> tuple[int, int]:
-    """(all weights, those that multiply a token: without the embedding table, of the experts those it goes to)."""
-    model = jax.eval_shape(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))
-    total, active, experts = 0, 0.0, decoder.experts
-    for leaf in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        size = math.prod(leaf.get_value().shape)
-        total += size
-        chosen = EXPERTS in leaf.get_metadata()["axes"]
-        active += size * experts.top_k / experts.experts if experts is not None and chosen else size
-    return total, round(active) - decoder.vocab * decoder.embed
-
-
-def model_flops(decoder: DecoderConfig, batch: int, length: int) -> float:
-    """Of one training step (see the module)."""
-    attention = 6 * decoder.layers * length * decoder.heads * decoder.head_dim
-    return float(batch * length) * (6 * parameters(decoder)[1] + attention)
 
 
 def report(job: Job, target: Topology, program: Program, token_budget: float = 0.0) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from aqaa_jax.plan.chips import Chip, chip
 from aqaa_jax.plan.collectives import Place, Torus
+from aqaa_jax.sharding.chips import Chip, chip
 
 # No TPU is asked for: libtpu must neither look for one, nor take its lock, nor complain of what it does not find.
 QUIET = {

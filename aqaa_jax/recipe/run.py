@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aqaa_jax.atomic import read_json, write_json
-from aqaa_jax.config import to_dict
+from aqaa_jax.config import from_dict, to_dict
 from aqaa_jax.recipe import folders, pairs, select
 from aqaa_jax.training import corpus, distributed, language, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
@@ -101,7 +101,7 @@ def _same_recipe(recipe: RecipeConfig, run_dir: Path) -> None:
     if not path.exists():
         write_json(path, values)
         return
-    before = read_json(path)
+    before = to_dict(from_dict(RecipeConfig, read_json(path)))  # what an earlier version did not know has its default
 
     def used(name: str) -> bool:
         return (run_dir / USED_BY.get(name, name.removesuffix("_mix"))).exists()

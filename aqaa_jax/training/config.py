@@ -26,6 +26,21 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # on matrices only
     clip_norm: float = 1.0
     mu_dtype: str = ""  # of the first moment; empty: that of the weights, as the second moment always
+    frozen: tuple[str, ...] = ()  # patterns (``blocks.*``) of names of weights that stay as they are
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Which steps are skipped, and when the run goes back to a checkpoint and on behind the steps that were skipped.
+
+    A step whose loss or gradient is not finite is always skipped.
+    """
+
+    spike: float = 0.0  # mean deviations above its running level at which loss or gradient norm is a spike; 0: never
+    memory: int = 200  # steps that the running level looks back over
+    warmup: int = 100  # finite steps before spikes are looked for
+    patience: int = 10  # skipped steps in a row before the run goes back; 0: it never does
+    rollbacks: int = 3  # with fewer than ``save_every`` good steps between them; at the next one the run ends
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,15 @@ class LoopConfig:
     ema_decay: float = 0.0  # 0: off
     log_every: int = 20
     save_every: int = 200
-    keep: int = 2
+    keep: int = 2  # newest checkpoints of those at multiples of save_every
+    keep_every: int = 0  # checkpoints at multiples of this stay for good; 0: none
+    evaluate_every: int = 0  # steps between evaluations on held-out data; 0: at the end only
+    keep_best: str = ""  # figure of the evaluation whose least (with a minus sign before it: greatest) value is kept
+    sample_every: int = 0  # steps between samples of what the model makes, where a stage has them; 0: none
+    profile: tuple[int, int] = (0, 0)  # first step and the one after the last that the profiler records
+    tensorboard: bool = False  # event files beside metrics.jsonl (extra: tensorboard)
+    ahead: int = 2  # batches made in a thread while steps run; 0: between the steps
+    guard: GuardConfig = field(default_factory=GuardConfig)
     microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
     by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
@@ -55,6 +78,8 @@ class StageConfig:
     length: int = 48  # frames per row, in the stage's own frame rate
     tokens: int = 0  # language-model stages: tokens per step instead of rows
     dataset: str = ""  # language-model stages: a packed dataset (``aqaa pack``) in place of the recipe's corpus
+    held_out: str = ""  # language-model stages: a packed dataset to evaluate on; empty: none
+    held_out_steps: int = 8  # batches of it
     workers: int = 0  # processes that read the packed dataset; 0: threads of this one
     head_chunk: int = 0  # language-model stages: positions of a row whose logits exist at one time; 0: all
 

@@ -23,7 +23,10 @@ from aqaa_jax.training.config import StageConfig
 from aqaa_jax.version import __version__
 
 # Of the loop's config: what says when to log, save or stop, and where, is not compiled in.
-_NOT_COMPILED = ("seed", "log_every", "save_every", "keep", "executable")
+_NOT_COMPILED = (
+    *("seed", "log_every", "save_every", "keep", "keep_every", "evaluate_every", "keep_best", "sample_every"),
+    *("profile", "tensorboard", "ahead", "executable"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -23,12 +23,14 @@ from aqaa_jax.parts import abstract
 from aqaa_jax.sharding.axes import BATCH
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import partitioning, split_of
+from aqaa_jax.sharding.rows import share_of_rows
 from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training import corpus
 from aqaa_jax.training.config import MixConfig, RecipeConfig, StageConfig
 from aqaa_jax.training.distributed import first, whole
 from aqaa_jax.training.executable import description
+from aqaa_jax.training.held_out import held_out_figures
 from aqaa_jax.training.loop import Stage, train
 from aqaa_jax.training.reference import reference_log_probs
 from aqaa_jax.training.stages.language import LanguageStage
@@ -111,17 +113,11 @@ def _batches(
     if stage_config.dataset:
         if mix.streams != STREAMS:
             raise ValueError(f"{stage_config.dataset}: a packed dataset holds both codebooks, not only {mix.streams}")
-        reader = Reader(
-            stage_config.dataset,
-            batch=stage_config.batch,
-            seed=seed,
-            code_noise=mix.code_noise,
-            workers=stage_config.workers,
+        sharding = stage_config.loop.sharding
+        host, hosts = share_of_rows(stage_config.batch, make_mesh(sharding.mesh), rules_of(sharding))
+        return _reader(
+            recipe, stage_config, stage_config.dataset, mix.code_noise, stage_config.workers, host=host, hosts=hosts
         )
-        _check_vocab(reader.packed, recipe, stage_config.dataset)
-        if reader.packed.pairs:
-            raise ValueError(f"{stage_config.dataset}: holds preference pairs; this stage takes examples of one answer")
-        return reader
     tasks = spoken_tasks(recipe, run_dir, mix, kept)
     wanted = shares(to_dict(mix))
     plan = BucketPlan(
@@ -135,6 +131,17 @@ def _batches(
     return bucket_batches(plan, tasks.example, seed)
 
 
+def _reader(
+    recipe: RecipeConfig, stage: StageConfig, folder: str, noise: float = 0.0, workers: int = 0, **host: int
+) -> Reader:
+    """The batches of a packed dataset. Raises ``ValueError`` unless it was packed for this vocabulary and loss."""
+    reader = Reader(folder, batch=stage.batch, seed=stage.loop.seed, code_noise=noise, workers=workers, **host)
+    _check_vocab(reader.packed, recipe, folder)
+    if reader.packed.pairs:
+        raise ValueError(f"{folder}: holds preference pairs; this stage takes examples of one answer")
+    return reader
+
+
 def _check_vocab(packed: Packed, recipe: RecipeConfig, dataset: str) -> None:
     if packed.vocab != recipe.system.vocab:
         raise ValueError(f"{dataset}: packed for {packed.vocab}, not for {recipe.system.vocab}")
@@ -142,6 +149,10 @@ def _check_vocab(packed: Packed, recipe: RecipeConfig, dataset: str) -> None:
 
 def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Decoder | None, kept: Path | None) -> None:
     stage_config: StageConfig = getattr(recipe, name)
+    watched = {}
+    if stage_config.held_out:
+        rows = _reader(recipe, stage_config, stage_config.held_out)
+        watched["figures"] = held_out_figures(stage_config, recipe.system.vocab, rows)
     stage = LanguageStage(
         name=name,
         decoder=recipe.system.decoder,
@@ -149,6 +160,7 @@ def _train(recipe: RecipeConfig, run_dir: Path, name: str, say: Say, start: Deco
         batches=_batches(recipe, run_dir, stage_config, getattr(recipe, f"{name}_mix"), kept),
         audio_rows=codebook_rows(run_dir, recipe.system.decoder.embed) if start is None else None,
         head_chunk=stage_config.head_chunk,
+        **watched,
     )
     _train_decoder(recipe, run_dir, stage, stage_config, start, say)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from aqaa_jax.sharding.manual import over_rows
-from aqaa_jax.training.config import LoopConfig
+from aqaa_jax.training.config import GuardConfig, LoopConfig
+from aqaa_jax.training.guard import judged, new_guard
+from aqaa_jax.training.optimizer import held
 from aqaa_jax.training.state import TrainState
 
 # A loss function gives each term as (sum, count); terms are normalised once, globally, then weighted.
@@ -41,13 +43,18 @@ def make_train_step(
     microbatches: int = 1,
     by_rows: bool = False,
     settle: Settle | None = None,
+    guard: GuardConfig | None = None,
+    frozen: Sequence[str] = (),
+    counted: str = "",
     places: Any = None,
     compiler_options: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch, key) -> (state, metrics)``, jitted, the old state donated.
 
     ``places`` are the shardings of the state, which goes in and comes out with them (``partition.state_shardings``).
-    A step whose gradient is not finite leaves model and optimizer as they were; ``skipped`` is then 1.
+    A step that ``guard`` finds bad, one whose gradient is not finite at least, leaves model and optimizer as they were;
+    ``skipped`` is then 1. Weights whose names match a pattern of ``frozen`` are constants of the loss and stay as they
+    are. ``counted`` is the term whose count is the metric ``tokens``: what was trained on.
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
     gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
@@ -57,7 +64,8 @@ def make_train_step(
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")
-    gradients = _gradients(loss_fn, weights, microbatches)
+    gradients = _gradients(_with_constants(loss_fn, frozen), weights, microbatches)
+    config = GuardConfig() if guard is None else guard
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
@@ -67,23 +75,31 @@ def make_train_step(
             grads, terms = gradients(lambda x: x, state.model, batch, key)
         loss, means = total_loss(terms, weights)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        after, good, watched = judged(new_guard() if state.guard is None else state.guard, loss, norm, config)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
         model = model if settle is None else settle(model, state.model, means)
+        model = held(model, state.model, frozen)
         means = {name: mean for name, mean in means.items() if mean.ndim == 0}
         model, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (model, opt_state), (state.model, state.opt_state)
+            lambda new, old: jnp.where(good, new, old), (model, opt_state), (state.model, state.opt_state)
         )
-        average = state.ema
-        if average is not None:
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, m: decay * a + (1 - decay) * m, average, model)
-        metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
-        return TrainState(state.step + 1, model, opt_state, average), metrics
+        average = None if state.ema is None else held(_average(state, model, ema_decay), model, frozen)
+        metrics = {**means, "loss": loss, "grad_norm": norm, "skipped": 1.0 - good.astype(jnp.float32), **watched}
+        if counted:
+            metrics["tokens"] = terms[counted][1]
+        return TrainState(
+            state.step + 1, model, opt_state, average, after if state.guard is not None else None
+        ), metrics
 
     compiled: Any = partial(jax.jit, step, donate_argnums=0, compiler_options=dict(compiler_options or {}) or None)
     return compiled() if places is None else compiled(in_shardings=(places, None, None), out_shardings=(places, None))
+
+
+def _average(state: TrainState, model: Any, decay: float) -> Any:
+    """The running mean of models, ``model`` the newest; it looks back less far at first."""
+    kept = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda a, m: kept * a + (1 - kept) * m, state.ema, model)
 
 
 def step_of(
@@ -92,8 +108,13 @@ def step_of(
     optimizer: optax.GradientTransformation,
     places: Any,
     compiler_options: Mapping[str, str] | None = None,
+    *,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step of a stage (``loop.Stage``) as its loop's config asks for it: what is trained with, and planned."""
+    """The step of a stage (``loop.Stage``) as its loop's config asks for it: what is trained with, and planned.
+
+    ``frozen`` are the patterns of the optimizer's config.
+    """
     return make_train_step(
         stage.loss,
         stage.weights,
@@ -102,9 +123,19 @@ def step_of(
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
         settle=getattr(stage, "settle", None),
+        guard=loop.guard,
+        frozen=frozen,
+        counted=getattr(stage, "counted", ""),
         places=places,
         compiler_options=compiler_options,
     )
+
+
+def _with_constants(loss_fn: LossFn, frozen: Sequence[str]) -> LossFn:
+    """``loss_fn`` through which no gradient flows to frozen weights: what only they need is not computed."""
+    if not frozen:
+        return loss_fn
+    return lambda model, batch, key: loss_fn(held(model, jax.lax.stop_gradient(model), frozen), batch, key)
 
 
 def _gradients(loss_fn: LossFn, weights: Mapping[str, float], microbatches: int) -> Callable[..., Any]:

@@ -20,7 +20,8 @@ from aqaa_jax.checkpoint.files import read_file, save_file
 from aqaa_jax.checkpoint.folder import read_config, read_part
 from aqaa_jax.checkpoint.merge import merge
 from aqaa_jax.checkpoint.shards import ShardReader, write_one, write_shards
-from aqaa_jax.checkpoint.store import Saved, Store, write_slices
+from aqaa_jax.checkpoint.slices import write_slices
+from aqaa_jax.checkpoint.store import Saved, Store
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.inference.system import load_system, shipped_folder
 from aqaa_jax.nn.linear import Linear

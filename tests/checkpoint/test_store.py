@@ -10,7 +10,8 @@ from flax import nnx
 
 from aqaa_jax.checkpoint import store
 from aqaa_jax.checkpoint.average import Input, Mean, boxes
-from aqaa_jax.checkpoint.store import Saved, Store, write_slices
+from aqaa_jax.checkpoint.slices import write_slices
+from aqaa_jax.checkpoint.store import Saved, Store
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn.linear import Linear

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from aqaa_jax.plan.chips import CHIPS, chip
 from aqaa_jax.plan.collectives import Collective, Place, Torus, replica_group
+from aqaa_jax.sharding.chips import CHIPS, chip
 
 LINK = 90e9  # v5p
 MIB = 2**20

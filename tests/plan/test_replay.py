@@ -3,9 +3,9 @@
 import pytest
 
 from aqaa_jax.plan import hlo
-from aqaa_jax.plan.chips import chip
 from aqaa_jax.plan.collectives import Place, Torus
 from aqaa_jax.plan.replay import replay
+from aqaa_jax.sharding.chips import chip
 
 CHIP = chip("v5p")
 RING = Torus(CHIP, (16, 16, 16), tuple(Place(0, (0, 0, z), 0) for z in range(16)))

@@ -7,9 +7,9 @@ import pytest
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
 from aqaa_jax.plan import search
-from aqaa_jax.plan.chips import chip
 from aqaa_jax.plan.compile import DoesNotFit, Job
 from aqaa_jax.plan.topology import Topology
+from aqaa_jax.sharding.chips import chip
 from aqaa_jax.training.config import StageConfig
 
 TARGET = Topology("v5p:2x2x1", 1, chip("v5p"), (2, 2, 1), ())

@@ -10,8 +10,12 @@ from optax.contrib import MuonDimensionNumbers
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.nn.linear import Linear
+from aqaa_jax.sharding.axes import EMBED, MLP
 from aqaa_jax.training.config import OptimizerConfig
 from aqaa_jax.training.optimizer import MUON_RMS, make_optimizer, muon_axes
+from aqaa_jax.training.state import init_state
+from aqaa_jax.training.step import make_train_step
 
 DECODER = DecoderConfig(vocab=40, embed=16, mlp=24, heads=4, kv_heads=2, head_dim=8, layers=3, max_length=32)
 FLAT = OptimizerConfig(kind="muon", peak_lr=1.0, warmup_steps=0, final_fraction=1.0, weight_decay=0.0, clip_norm=1e9)
@@ -89,3 +93,47 @@ def test_the_first_moment_has_a_dtype_of_its_own(model, kind):
 def test_an_unknown_dtype_of_the_first_moment_is_refused():
     with pytest.raises(ValueError, match="mu_dtype 'float8' is none of float32, bfloat16"):
         make_optimizer(OptimizerConfig(mu_dtype="float8"), 10)
+
+
+class Pair(nnx.Module):
+    """Two hidden matrices, with biases."""
+
+    def __init__(self, *, rngs):
+        self.up = Linear(8, 16, (EMBED, MLP), rngs=rngs)
+        self.down = Linear(16, 8, (MLP, EMBED), rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(jnp.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_frozen_weights_stay_and_have_no_state(kind):
+    frozen = ("up.*", "*.bias")
+    config = OptimizerConfig(kind=kind, warmup_steps=0, weight_decay=0.5, clip_norm=0.1, frozen=frozen)
+    optimizer = make_optimizer(config, 10)
+    state = init_state(Pair(rngs=nnx.Rngs(0)), optimizer, ema=True)
+    before = named_weights(jax.tree.map(np.array, state.model))
+    x = jax.random.normal(jax.random.key(0), (4, 8))
+    moments = [
+        jax.tree_util.keystr(path) for path, m in jax.tree_util.tree_leaves_with_path(state.opt_state) if m.ndim > 1
+    ]
+    assert moments and all("down.kernel" in name for name in moments)
+
+    def loss(m, batch, key):
+        return {"fit": (jnp.sum(jnp.square(m(x) - 1.0)), jnp.asarray(x.size, jnp.float32))}
+
+    gradients = named_weights(jax.grad(lambda m: loss(m, None, None)["fit"][0] / x.size)(state.model))
+    step = make_train_step(loss, {"fit": 1.0}, optimizer, ema_decay=0.9, frozen=frozen)
+    for i in range(2):
+        state, metrics = step(state, {}, jax.random.key(1))
+        if i == 0:
+            norm = np.linalg.norm(gradients["down.kernel"])  # of what is trained
+            np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    for tree in (state.model, state.ema):
+        for name, value in named_weights(tree).items():
+            assert np.array_equal(value, before[name]) == (name != "down.kernel"), name
+
+
+def test_a_pattern_that_freezes_nothing_is_refused(model):
+    with pytest.raises(ValueError, match=r"frozen 'decoder.\*' matches no weight; the names are like"):
+        make_optimizer(OptimizerConfig(frozen=("norm.scale", "decoder.*")), 10).init(model)

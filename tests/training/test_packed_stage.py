@@ -22,6 +22,7 @@ from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.tokens.text import TextTokenizer, train_pocket
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.training.config import LoopConfig, MixConfig, OptimizerConfig, PreferenceConfig, RecipeConfig, StageConfig
+from aqaa_jax.training.held_out import held_out_figures
 from aqaa_jax.training.language import _batches, train_dpo
 from aqaa_jax.training.loop import train
 from aqaa_jax.training.stages.language import LanguageStage
@@ -115,6 +116,23 @@ def test_a_resumed_run_on_packed_rows_is_the_run(folders, tmp_path):
             trained(tmp_path / "cut", 6)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(trained(tmp_path / "cut", 6)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+def test_held_out_figures_are_means_over_all_targets(folders):
+    decoder = DecoderConfig(
+        vocab=VOCAB.size, embed=8, mlp=8, heads=2, kv_heads=1, head_dim=4, layers=1, max_length=128, scan=False
+    )
+    config = stage_config(folders / "sft", held_out=str(folders / "sft"), held_out_steps=3)
+    reader = Reader(folders / "sft", batch=2, seed=5)
+    model = Decoder(decoder, rngs=nnx.Rngs(0))
+    figures = held_out_figures(config, VOCAB, reader)(model)
+    stage = LanguageStage("sft", decoder, VOCAB, reader)
+    loss = jax.jit(stage.loss)
+    terms = [jax.device_get(loss(model, reader(step), jax.random.key(0))) for step in range(3)]
+    for name in ("answer", "text_loss", "semantic_accuracy"):
+        value, count = (sum(float(t[name][i]) for t in terms) for i in (0, 1))
+        np.testing.assert_allclose(figures[f"held_out_{name}"], value / count, rtol=2e-3)  # bfloat16
 
 
 def test_packed_pairs_are_those_of_the_records_in_rows_of_one_shape(folders):

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqaa_jax.config import EstimatorConfig, FlowConfig, FlowEncoderConfig, MelConfig, SemanticConfig
+from aqaa_jax.config import EstimatorConfig, FlowConfig, FlowEncoderConfig, HiftConfig, MelConfig, SemanticConfig
 from aqaa_jax.data.speech import Labelled, octaves
 from aqaa_jax.training.augment import augment, warp_factors, warp_mels
 from aqaa_jax.training.stages.flow import FlowStage, TokenMel
+from aqaa_jax.training.stages.hift import HiftStage, MelWav
 from aqaa_jax.training.stages.semantic import LOWEST, STEPS_PER_OCTAVE, SemanticStage
 
 SEMANTIC = SemanticConfig(embed=32, heads=2, mlp=64, layers=1, codes=16)
@@ -95,3 +96,31 @@ def test_training_noise_scales_the_path_of_the_flow():
     wild, _ = losses(3.0)
     assert wild.mean() > 4 * power > 0  # the velocity holds nine times the variance of unit noise
     assert calm.mean() < 4 * power
+
+
+@pytest.mark.long
+def test_vocoder_stages_give_samples_beside_the_truth():
+    estimator = EstimatorConfig(channels=(16, 16), heads=2, head_dim=8, blocks=1, mid_blocks=1)
+    config = FlowConfig(
+        vocab=64,
+        encoder=FlowEncoderConfig(embed=16, heads=2, mlp=32, layers=1),
+        estimator=estimator,
+        mel=MelConfig(num_mels=8),
+        temperature=0.0,
+    )
+    rng = np.random.default_rng(0)
+    items = [TokenMel(rng.integers(0, 64, 20), rng.normal(size=(40, 8)).astype(np.float32)) for _ in range(2)]
+    flow = FlowStage(config, items, items, rows=2, length=40, seed=0)
+    model = flow.init(jax.random.key(0))
+    made = flow.samples(model)
+    assert made["mel"].shape == made["mel_true"].shape == (int(flow.batch(0)["mel_lengths"][0]), 8)
+    error = flow.evaluate(model)["held_out_mel_l1"]  # of two rows; the sample is the first of them
+    assert np.isfinite(error) and np.abs(made["mel"] - made["mel_true"]).mean() < 3 * error
+
+    mel = MelConfig()
+    wav = (0.1 * rng.normal(size=12 * mel.hop)).astype(np.float32)
+    item = MelWav(rng.normal(size=(12, mel.num_mels)).astype(np.float32), np.full(12, 150.0, np.float32), wav)
+    hift = HiftStage(HiftConfig(channels=32, f0_channels=16), mel, [item], [item], rows=1, length=8, seed=0)
+    sounds = hift.samples(hift.init(jax.random.key(0)))
+    assert sounds["wav"].wav_W.shape == sounds["wav_true"].wav_W.shape == (8 * mel.hop,) and sounds["wav"].rate == 22050
+    np.testing.assert_array_equal(sounds["wav_true"].wav_W, wav[: 8 * mel.hop])

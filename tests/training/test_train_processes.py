@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_train_sharded import run
@@ -13,7 +14,9 @@ from pathlib import Path
 import aqaa_jax, numpy as np
 from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
 from aqaa_jax.sharding.partition import place_rows
+from aqaa_jax.sharding.rows import share_of_rows
 from aqaa_jax.sharding.rules import strategy
+from aqaa_jax.training.distributed import whole as whole_model
 from test_train_sharded import Next, run
 
 (folder,) = arguments
@@ -35,8 +38,11 @@ try:
 except SystemExit as stopped:
     code = stopped.code
 steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
-run(Path(folder), "fsdp=4,tensor=2", "fsdp_tensor")
-print(json.dumps({"code": code, "steps": steps, "devices": len(jax.devices()), "same": same}))
+model, _ = run(Path(folder), "fsdp=4,tensor=2", "fsdp_tensor")
+gathered = whole_model(model)
+mine = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(gathered)] if rank == "0" else gathered is not None
+told = {"code": code, "steps": steps, "devices": len(jax.devices()), "same": same, "model": mine}
+print(json.dumps(told | {"share": share_of_rows(8, mesh, table)}))
 """
 
 
@@ -46,4 +52,8 @@ def test_two_processes_train_as_one_device(tmp_path, two_processes):
     assert [t["code"] for t in told] == [143, 143] and all(t["devices"] == 8 and t["same"] for t in told)
     assert 1 <= told[0]["steps"] < 4
     losses = [json.loads(line)["loss"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    np.testing.assert_allclose(losses, run(tmp_path / "one")[1], rtol=1e-5)
+    model, expected = run(tmp_path / "one")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for gathered, leaf in zip(told[0]["model"], jax.tree.leaves(model), strict=True):
+        np.testing.assert_allclose(gathered, leaf, atol=2e-5, rtol=1e-4)
+    assert [t["share"] for t in told] == [[0, 2], [1, 2]]

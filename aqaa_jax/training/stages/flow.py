@@ -119,9 +119,21 @@ class FlowStage:
 
     def evaluate(self, model: Flow) -> dict[str, float]:
         """Mean absolute log-mel error (nats) of sampled mels of the first held-out rows."""
-        batch = self._collate(self.held_out[: self.rows], np.random.default_rng(0))
+        batch = self._held_out(self.rows)
+        mask = np.arange(self.length)[None] < batch["mel_lengths"][:, None]
+        return {"held_out_mel_l1": float(np.mean(np.abs(self._sampled(model, batch) - batch["mel"])[mask]))}
+
+    def samples(self, model: Flow) -> dict[str, np.ndarray]:
+        """The mel of the first held-out row as the model makes it, and as it is."""
+        batch = self._held_out(1)
+        frames = int(batch["mel_lengths"][0])
+        return {"mel": self._sampled(model, batch)[0, :frames], "mel_true": batch["mel"][0, :frames]}
+
+    def _held_out(self, rows: int) -> FlowBatch:
+        return self._collate(self.held_out[:rows], np.random.default_rng(0))
+
+    def _sampled(self, model: Flow, batch: FlowBatch) -> np.ndarray:
         noise = self.config.temperature * jax.random.normal(jax.random.key(0), batch["mel"].shape)
         speaker = jnp.zeros((len(batch["mel"]), self.config.speaker_dim))
         sample = jax.jit(lambda m, b: m.sample(b["tokens"], b["token_lengths"], b["mel_lengths"], speaker, noise))
-        mask = np.arange(self.length)[None] < batch["mel_lengths"][:, None]
-        return {"held_out_mel_l1": float(np.mean(np.abs(np.asarray(sample(model, batch)) - batch["mel"])[mask]))}
+        return np.asarray(sample(model, batch))

@@ -19,6 +19,7 @@ from aqaa_jax.config import HiftConfig, MelConfig
 from aqaa_jax.data.order import Order
 from aqaa_jax.losses import waveform
 from aqaa_jax.shapes import BatchArray
+from aqaa_jax.training.samples import Sound
 from aqaa_jax.training.state import TrainState
 from aqaa_jax.training.step import Terms
 from aqaa_jax.vocoder.hift import Hift
@@ -69,13 +70,17 @@ class HiftStage:
             "wav": np.stack([c.wav[s * hop : (s + n) * hop] for c, s in pairs]).astype(np.float32),
         }
 
-    def loss(self, model: Hift, batch: HiftBatch, key: jax.Array) -> Terms:
+    def _made(self, model: Hift, batch: HiftBatch, key: jax.Array) -> jax.Array:
+        """Waveforms [B, W] from the true mel and F0."""
         B, W = batch["wav"].shape
         harmonics = self.config.harmonics + 1
         phase_key, noise_key = jax.random.split(key)
         phase_BC = jax.random.uniform(phase_key, (B, harmonics), minval=-jnp.pi, maxval=jnp.pi)
         noise_BWC = jax.random.normal(noise_key, (B, W, harmonics))
-        wav_BW = model.decode(batch["mel"], model.source(batch["f0"], phase_BC, noise_BWC))
+        return model.decode(batch["mel"], model.source(batch["f0"], phase_BC, noise_BWC))
+
+    def loss(self, model: Hift, batch: HiftBatch, key: jax.Array) -> Terms:
+        wav_BW = self._made(model, batch, key)
         f0_error_BT = jnp.abs(model.f0(batch["mel"]) - batch["f0"]) / 100.0
         return {
             "stft": waveform.multi_resolution_stft(wav_BW, batch["wav"]),
@@ -87,6 +92,16 @@ class HiftStage:
         return state
 
     def evaluate(self, model: Hift) -> dict[str, float]:
-        batch = self._crop(self.held_out[: self.rows], [0] * min(self.rows, len(self.held_out)))
-        terms = jax.jit(self.loss)(model, batch, jax.random.key(0))
+        terms = jax.jit(self.loss)(model, self._held_out(self.rows), jax.random.key(0))
         return {f"held_out_{name}": float(value / count) for name, (value, count) in terms.items()}
+
+    def samples(self, model: Hift) -> dict[str, Sound]:
+        """The beginning of the first held-out utterance as the model makes it, and as it is."""
+        batch = self._held_out(1)
+        made = jax.jit(self._made)(model, batch, jax.random.key(0))
+        waves = {"wav": np.asarray(made)[0], "wav_true": batch["wav"][0]}
+        return {name: Sound(wav_W, self.mel.sample_rate) for name, wav_W in waves.items()}
+
+    def _held_out(self, rows: int) -> HiftBatch:
+        items = self.held_out[:rows]
+        return self._crop(items, [0] * len(items))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 
 from aqaa_jax.config import DecoderConfig, VocabConfig
 from aqaa_jax.data.language import LanguageBatch
+from aqaa_jax.decoder.flops import model_flops
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import target_log_probs
 from aqaa_jax.losses.experts import expert_terms
@@ -27,6 +28,7 @@ from aqaa_jax.training.step import Terms
 class LanguageStage:
     """One of pretrain / sft: the same loss over another mixture."""
 
+    counted: ClassVar[str] = "answer"
     name: str
     decoder: DecoderConfig
     vocab: VocabConfig
@@ -46,6 +48,14 @@ class LanguageStage:
 
     def batch(self, step: int) -> LanguageBatch:
         return self.batches(step)
+
+    @property
+    def local(self) -> bool:
+        """Whether the batches are this process's rows alone."""
+        return getattr(self.batches, "hosts", 1) > 1
+
+    def flops(self, batch: LanguageBatch) -> float:
+        return model_flops(self.decoder, *batch["tokens"].shape)
 
     def loss(self, model: Decoder, batch: LanguageBatch, key: jax.Array) -> Terms:
         log_probs_BK, right_BK, experts = target_scores(model, batch, self.head_chunk)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.data.pairs import PairBatch
+from aqaa_jax.decoder.flops import model_flops
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.dpo import answer_log_ratios, preference
 from aqaa_jax.losses.masked import masked_sum_count
@@ -45,6 +46,9 @@ class PreferenceStage:
 
     def batch(self, step: int) -> PairBatch:
         return self.batches(step)
+
+    def flops(self, batch: PairBatch) -> float:
+        return model_flops(self.decoder, *batch["tokens"].shape)
 
     def loss(self, model: Decoder, batch: PairBatch, key: jax.Array) -> Terms:
         log_probs_BK, _, experts = target_scores(model, batch, self.head_chunk)

@@ -9,7 +9,11 @@ what no document or measurement backs; every plan repeats it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from aqaa_jax.sharding.xla_flags import generation
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,9 @@ def chip(name: str) -> Chip:
     if name not in CHIPS:
         raise ValueError(f"unknown TPU generation {name!r}; expected one of {', '.join(CHIPS)}")
     return CHIPS[name]
+
+
+def peak_of(devices: Sequence[Any]) -> float:
+    """bf16 FLOP/s of ``devices`` together; 0 when they are no TPU of the table."""
+    known = [CHIPS[name].peak for d in devices if (name := generation(d.device_kind))]
+    return sum(known) if len(known) == len(devices) else 0.0
