@@ -23,6 +23,17 @@ jax.config.update("jax_numpy_rank_promotion", "allow")
 GOLDEN = Path(os.environ.get("AQAA_GOLDEN", Path(__file__).parent / "golden"))
 
 
+@pytest.fixture
+def as_for_users():
+    """Programs compiled with LLVM's optimisations: for tests that hold two programs to a few units in the last place."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """``golden("folder/file.npz")`` -> dict of arrays; a path for any other file."""

@@ -120,7 +120,7 @@ def test_cached_rows_of_different_lengths_equal_the_full_forward(decoder, unroll
     np.testing.assert_array_equal(cache.length_B, [12, 12, 9])
 
 
-def test_layer_inputs_and_unrolled(decoder):
+def test_layer_inputs_and_unrolled(decoder, as_for_users):
     tokens, unrolled = ids(7, 2, 5), decoder.unrolled()
     states = decoder.layer_inputs(tokens)
     np.testing.assert_array_equal(states[0], decoder.embedding.table[...][tokens])

@@ -32,7 +32,7 @@ def decode(model):
     return jnp.concatenate(out, axis=1), cache
 
 
-def test_flash_decodes_as_the_reference_on_one_device_and_on_a_mesh():
+def test_flash_decodes_as_the_reference_on_one_device_and_on_a_mesh(as_for_users):
     model = Decoder(dataclasses.replace(CONFIG, attention="reference"), rngs=nnx.Rngs(0))
     expected, cache = jax.jit(decode)(model)
     model.config = dataclasses.replace(CONFIG, attention="flash")
