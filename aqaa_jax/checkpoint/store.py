@@ -94,9 +94,13 @@ class Store:
         rest = dict(zip(*_named(otherwise)[:2], strict=True)) if otherwise is not None else {}
         return jax.tree_util.tree_unflatten(structure, [saved[n] if n in saved else rest[n] for n in names])
 
+    def wait(self) -> None:
+        """Return when no save is in flight."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Wait for a save in flight and release the manager."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def _best_of(self, figures: Mapping[int, Mapping[str, float] | None]) -> int | None:

@@ -119,6 +119,7 @@ def train(
     compiled = _step(stage, loop, optimizer, optimizer_config.frozen, states.places, mesh, describe)
     within = partial(partition.partitioning, mesh, table)
     with contextlib.ExitStack() as open_now:
+        open_now.enter_context(contextlib.closing(store))  # whatever ends the run, a save in flight comes to its end
         journal = Journal(run_dir, latest or 0, tensorboard=loop.tensorboard) if first else Silence()
         open_now.enter_context(journal)
         progress = Progress(stage.name, loop, journal, say, peak_of(list(mesh.devices.flat)))
@@ -126,7 +127,6 @@ def train(
         run = Run(stage, loop, run_dir, store, states, progress, feed, within)
         state = run.steps(states.at(latest), lambda *given: compiled(*given, jax.random.fold_in(key, 1)))
         run.tell_best()
-    store.close()
     model = averaged(state)
     figures = stage.evaluate(model)
     if figures and first:

@@ -76,7 +76,7 @@ class Run:
                     self._write(state, step)
                 if stopped:
                     self._save(state, step)
-                    self.store.close()
+                    self.store.wait()
                     progress.say(f"[{self.stage.name}] stopped by SIGTERM, saved at step {step}")
                     raise SystemExit(143)
         self._save(state, step)
