@@ -25,7 +25,7 @@ GOLDEN = Path(os.environ.get("AQAA_GOLDEN", Path(__file__).parent / "golden"))
 
 @pytest.fixture
 def as_for_users():
-    """Programs compiled with LLVM's optimisations: for tests that hold two programs to a few units in the last place."""
+    """Programs compiled with LLVM's optimisations: for tests that compare two of them to the last bits."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
