@@ -60,7 +60,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """All steps, a save in flight waited for."""
-        self._manager.wait_until_finished()
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:

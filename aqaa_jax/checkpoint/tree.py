@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aqaa_jax.sharding.partition import is_variable
+
 Model = TypeVar("Model", bound=nnx.Module)
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -26,7 +24,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def named_weights(model: nnx.Module) -> dict[str, Any]:
     """Name -> array (or ``ShapeDtypeStruct``) of every weight of a real or abstract module."""
-    leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_variable)[0]
     return {_name(path): leaf.get_value() for path, leaf in leaves}
 
 
@@ -70,4 +68,4 @@ def with_weights(model: Model, weights: Mapping[str, Any], *, source: str = "wei
         name = _name(path)
         return leaf.replace(jnp.asarray(weights[name]).astype(expected[name].dtype))
 
-    return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)

@@ -11,6 +11,7 @@ from flax import nnx
 from aqaa_jax.config import DecoderConfig
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.sharding.axes import EXPERTS
+from aqaa_jax.sharding.partition import is_variable
 
 
 @functools.lru_cache(maxsize=8)
@@ -18,7 +19,7 @@ def parameters(decoder: DecoderConfig) -> tuple[int, int]:
     """(all weights, those that multiply a token: without the embedding table, of the experts those it goes to)."""
     model = jax.eval_shape(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))
     total, active, experts = 0, 0.0, decoder.experts
-    for leaf in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+    for leaf in jax.tree.leaves(model, is_leaf=is_variable):
         size = math.prod(leaf.get_value().shape)
         total += size
         chosen = EXPERTS in leaf.get_metadata()["axes"]

@@ -45,7 +45,7 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
         spec = partition.to_spec(axes, value.shape, mesh, rules, name="weight")
         return PartitionSpec(*(tuple(a for a in _names(entry) if a in rows) or None for entry in spec))
 
-    specs = jax.tree.map(lambda leaf: leaf.replace(spec_of(leaf)), model, is_leaf=_is_weight)
+    specs = jax.tree.map(lambda leaf: leaf.replace(spec_of(leaf)), model, is_leaf=partition.is_variable)
 
     def here(model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         with partition.by_hand(apart):
@@ -129,7 +129,3 @@ def at_use(leaf: nnx.Variable) -> jax.Array:
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """``PartitionSpec`` writes a tuple of one name as that name."""
     return (entry,) if isinstance(entry, str) else entry or ()
-
-
-def _is_weight(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)

@@ -109,7 +109,7 @@ def shardings(model: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
         spec = to_spec(axes, value.shape, mesh, rules, name=name)
         return leaf.replace(NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(one, model, is_leaf=_is_variable)
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)
 
 
 def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
@@ -122,7 +122,7 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
     """
     declared = {
         jax.tree_util.keystr(path): (leaf.get_metadata()["axes"], leaf.get_value().shape)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_variable)[0]
     }
 
     def one(path: Any, leaf: Any) -> Any:
@@ -140,7 +140,7 @@ def state_shardings(state: Tree, model: Any, mesh: Mesh | AbstractMesh, rules: R
         place = NamedSharding(mesh, to_spec(axes, shape, mesh, rules, name=name))
         return leaf.replace(place) if variable else place
 
-    return jax.tree_util.tree_map_with_path(one, state, is_leaf=_is_variable)
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=is_variable)
 
 
 def _axes_left(shape: tuple[int, ...], weight: tuple[Any, Any] | None) -> tuple[str | None, ...] | None:
@@ -270,7 +270,8 @@ def per_shard(fn: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any) -> 
     return run
 
 
-def _is_variable(x: Any) -> bool:
+def is_variable(x: Any) -> bool:
+    """A leaf for whoever maps over the weights of a module, or over a tree of its form."""
     return isinstance(x, nnx.Variable)
 
 

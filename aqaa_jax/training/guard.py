@@ -87,7 +87,7 @@ def after_rollback(tripped: Guard, restored: Guard, config: GuardConfig, enough:
     return restored._replace(streak=count(0), good=count(0), rollbacks=count(before + 1))
 
 
-def reason(metrics: Mapping[str, Any], config: GuardConfig) -> dict[str, Any]:
+def reason(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Why a step was skipped, with its figures, for the journal; ``metrics`` are on the host."""
     figures = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
     limits = {name.removeprefix("guard_"): float(metrics[name]) for name in LIMITS if name in metrics}

@@ -14,7 +14,7 @@ from aqaa_jax.sharding.partition import partitioning, place_rows
 from aqaa_jax.sharding.rules import rules_of
 from aqaa_jax.training.config import StageConfig
 from aqaa_jax.training.stages.language import answer_terms, target_scores
-from aqaa_jax.training.step import Terms
+from aqaa_jax.training.step import Terms, totals
 
 
 def held_out_figures(
@@ -32,13 +32,9 @@ def held_out_figures(
 
     def figures(model: Decoder) -> dict[str, float]:
         mesh, table = make_mesh(config.loop.sharding.mesh), rules_of(config.loop.sharding)
-        sums: dict[str, list[float]] = {}
         with partitioning(mesh, table):
-            for step in range(config.held_out_steps):
-                terms = jax.device_get(terms_of(model, place_rows(batches(step), mesh, table)))
-                for name, (value, count) in terms.items():
-                    before = sums.get(name, [0.0, 0.0])
-                    sums[name] = [before[0] + float(value), before[1] + float(count)]
+            steps = range(config.held_out_steps)
+            sums = totals(terms_of(model, place_rows(batches(step), mesh, table)) for step in steps)
         return {f"held_out_{name}": value / count for name, (value, count) in sums.items() if count}
 
     return figures

@@ -13,6 +13,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from aqaa_jax.checkpoint.tree import named_weights
 from aqaa_jax.sharding.axes import EMBED, EXPERT_EMBED, EXPERTS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP
+from aqaa_jax.sharding.partition import is_variable
 from aqaa_jax.training.config import OptimizerConfig
 
 Model = TypeVar("Model")
@@ -88,11 +89,7 @@ def _chosen(model: Any, patterns: Sequence[str], yes: Any, no: Any) -> Any:
         if not fnmatch.filter(names, pattern):
             raise ValueError(f"frozen {pattern!r} matches no weight; the names are like {', '.join(names[:3])}")
     matched = iter([any(fnmatch.fnmatchcase(name, p) for p in patterns) for name in names])
-    return jax.tree.map(lambda leaf: leaf.replace(yes if next(matched) else no), model, is_leaf=_is_variable)
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
+    return jax.tree.map(lambda leaf: leaf.replace(yes if next(matched) else no), model, is_leaf=is_variable)
 
 
 def muon_axes(params: Any) -> Any:
@@ -112,7 +109,7 @@ def muon_axes(params: Any) -> Any:
         hidden = len(width) == 1 and rest and all(axes[i] in HIDDEN for i in rest)
         return variable.replace(MuonDimensionNumbers(width[0], rest) if hidden else None)
 
-    return jax.tree.map(one, params, is_leaf=_is_variable)
+    return jax.tree.map(one, params, is_leaf=is_variable)
 
 
 def _matrices(params: Any) -> Any:

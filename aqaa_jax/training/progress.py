@@ -55,7 +55,7 @@ class Progress:
 
     def skipped(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Step number ``step`` changed nothing: a row of its own."""
-        self.journal.row(step, event="skipped", **reason(jax.device_get(metrics), self.loop.guard))
+        self.journal.row(step, event="skipped", **reason(jax.device_get(metrics)))
 
     def forget(self) -> None:
         """The steps since the last line are to be done again, or left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,16 @@ def total_loss(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, d
     means = {name: value / jnp.maximum(count, 1.0) for name, (value, count) in terms.items()}
     reported = {name: jnp.where(terms[name][1] > 0, mean, jnp.nan) for name, mean in means.items()}
     return sum((weights[n] * means[n] for n in weights), jnp.zeros(())), reported
+
+
+def totals(batches: Iterable[Terms]) -> dict[str, tuple[float, float]]:
+    """(sum, count) of every scalar term over all batches, on the host."""
+    sums: dict[str, tuple[float, float]] = {}
+    for terms in batches:
+        for name, (value, count) in terms.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + float(value), before[1] + float(count))
+    return sums
 
 
 def make_train_step(

@@ -14,7 +14,7 @@ from aqaa_jax.data.order import Order, pad_stack
 from aqaa_jax.data.speech import LABEL_RATE, UNKNOWN, Labelled
 from aqaa_jax.losses.ctc import ctc
 from aqaa_jax.shapes import BatchArray
-from aqaa_jax.training.step import Terms
+from aqaa_jax.training.step import Terms, totals
 
 MAX_PHONES = 64
 
@@ -61,13 +61,7 @@ def phone_terms(ctc_logits: jax.Array, frame_logits: jax.Array, batch: PhoneBatc
 
 def held_out_means(batches: Iterable[Terms]) -> dict[str, float]:
     """The mean of every term over all batches, named ``held_out_*``."""
-    sums: dict[str, list[float]] = {}
-    for terms in batches:
-        for name, (value, count) in terms.items():
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(value)
-            total[1] += float(count)
-    return {f"held_out_{name}": value / max(count, 1.0) for name, (value, count) in sums.items()}
+    return {f"held_out_{name}": value / max(count, 1.0) for name, (value, count) in totals(batches).items()}
 
 
 def label_ratio(frame_rate: float) -> int:
