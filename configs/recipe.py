@@ -54,6 +54,7 @@ def _pocket(arg: str) -> ConfigDict:
     elif arg != "scratch":
         config.start = "aqaa_jax/assets/pocket"
         config.stages = ("corpus", "tokenize", *POST_TRAINING)
+        config.corpus.questions = 24000
         # The shipped decoder has been through its own sft1: a short one, at what its learning rate ended with.
         config.sft1 = ConfigDict(_stage(300, 2048, 3e-4, 0.1, ema_decay=0.99))
     else:

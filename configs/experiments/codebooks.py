@@ -29,7 +29,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe = pocket["get_config"]("pocket")
     recipe.update({"start": "aqaa_jax/assets/pocket", "stages": ("corpus", "tokenize", "pretrain")})
     recipe.corpus.update({"questions": 4000, "voice_utterances": 4000})
-    recipe.pretrain = ConfigDict(pocket["_language"](1500, 2048, 2e-3, 0.1))
+    recipe.pretrain = ConfigDict(pocket["_language"](1500, 2e-3, 0.1))
     recipe.pretrain_mix = ConfigDict(
         {"asr": 0.0, "tts": 1.0, "continuation": 1.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 0.0}
     )
