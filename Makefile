@@ -55,7 +55,7 @@ fmt: $(VENV)/dev.stamp ## format and sort imports
 # Large pages save a tenth of the training time with glibc; elsewhere the variable means nothing.
 pocket: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 pocket: $(VENV)/base.stamp ## train the pocket model from nothing into runs/pocket; resumes
-	$(BIN)/aqaa train --config=configs/pocket.py --run_dir=$(RUNS)
+	$(BIN)/aqaa train --config=configs/pocket.py --run_dir=$(RUNS) --jobs=2
 
 pocket-eval: $(VENV)/base.stamp ## judge the shipped model (or MODEL=dir) on held-out spoken questions
 	$(BIN)/aqaa pocket-eval $(if $(MODEL),--model $(MODEL)) --json $(OUT)/pocket_eval.json

@@ -48,23 +48,26 @@ done
 tail -s 0.2 --pid="${PIDS[0]}" -c "+$((said + 1))" -f "$FOLDER/process-0.log" &
 TERMINAL=$!
 
-# Looked at in turn: `wait -n` says nothing of those that ended while others were being ended.
+# Looked at in turn: `wait -n` says nothing of those that ended while others were being ended. A process that died takes
+# the ones joined to it along within moments: of those that ended since the last look, one ended by a signal is the first.
 LEFT=("${!PIDS[@]}")
 while ((${#LEFT[@]})); do
   sleep 0.2
+  FIRST='' CODE=0
   for i in "${LEFT[@]}"; do
     if kill -0 "${PIDS[i]}" 2>/dev/null; then continue; fi
     wait "${PIDS[i]}"
     code=$?
     unset "LEFT[i]"
-    if ((code == 0 || RESULT)); then continue; fi
-    RESULT=$code
-    if ((${#LEFT[@]})); then
-      echo "local.sh: process $i ended with code $code; ending the others. Its log: $FOLDER/process-$i.log" >&2
-      # One that was told to stop saves together with the others; without one that died they can only hang.
-      end_all $((code == 143 ? GRACE : GRACE / 10))
-    fi
+    if ((code > 0 && (CODE == 0 || (code > 128 && CODE <= 128)))); then FIRST=$i CODE=$code; fi
   done
+  if [[ -z $FIRST ]] || ((RESULT)); then continue; fi
+  RESULT=$CODE
+  others=''
+  if ((${#LEFT[@]})); then others='; ending the others'; fi
+  echo "local.sh: process $FIRST ended with code $CODE$others. Its log: $FOLDER/process-$FIRST.log" >&2
+  # One that was told to stop saves together with the others; without one that died they can only hang.
+  if ((${#LEFT[@]})); then end_all $((CODE == 143 ? GRACE : GRACE / 10)); fi
 done
 wait "$TERMINAL" # for the last lines
 if [[ -n $TOLD ]] && ((RESULT == 0)); then RESULT=143; fi

@@ -15,6 +15,7 @@ from pathlib import Path
 from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.config import from_dict, to_dict
 from aqaa_jax.recipe import folders, pairs, select
+from aqaa_jax.recipe.side_by_side import side_by_side
 from aqaa_jax.training import corpus, distributed, language, start, tokenizers, vocoders
 from aqaa_jax.training.config import STAGES, RecipeConfig
 
@@ -37,14 +38,43 @@ STEPS: dict[str, Callable[[RecipeConfig, Path, Say], None]] = {
 }
 # Work of the host: with several processes the first does it, the others wait.
 ALONE = ("corpus", "tokenize", "select", "pairs", "merge", "package")
+# What a stage reads of others' results, directly.
+NEEDS = {
+    "corpus": (),
+    "linguistic": ("corpus",),
+    "semantic": ("corpus",),
+    "tokenize": ("linguistic", "semantic"),
+    "flow": ("tokenize",),
+    "hift": ("corpus",),
+    "pretrain": ("tokenize",),
+    "sft1": ("pretrain",),
+    "select": ("flow", "hift"),
+    "sft2": ("sft1", "select"),
+    "pairs": ("sft1", "flow", "hift"),
+    "dpo": ("pairs",),
+    "merge": ("sft2", "dpo"),
+    "package": ("flow", "hift", "sft1", "sft2", "dpo", "merge"),
+}
+DONE = "done.json"
 USED_BY = {"preference": "dpo"}  # values whose stage has another name
 
 
-def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str] | None = None) -> None:
+def run_recipe(
+    recipe: RecipeConfig,
+    run_dir: str | Path,
+    *,
+    only: Sequence[str] | None = None,
+    jobs: int = 1,
+    command: Sequence[str] = (),
+) -> None:
     """Run the stages of ``recipe`` (or ``only`` those named, by default its own ``only``) in ``run_dir``.
 
-    Raises ``ValueError`` for an unknown stage, or when the folder was begun with another recipe.
+    With ``jobs`` above 1, stages that need nothing of one another run side by side, at most so many at once, each as
+    ``command --stages=NAME``: the ``aqaa train`` that this is part of. Raises ``ValueError`` for an unknown stage, when
+    the folder was begun with another recipe, or for ``jobs`` below 1 or in several joined processes.
     """
+    if jobs < 1 or (jobs > 1 and distributed.processes() > 1):
+        raise ValueError(f"jobs is {jobs}; expected 1 or more, and 1 for processes that were joined by the launcher")
     run_dir = Path(run_dir)
     only = (recipe.only or None) if only is None else only
     for name in [*(only or ()), *recipe.stages]:
@@ -58,23 +88,32 @@ def run_recipe(recipe: RecipeConfig, run_dir: str | Path, *, only: Sequence[str]
         if recipe.start:
             start.begin(recipe, run_dir)
     distributed.barrier("recipe")
-    for name in STAGES:
-        if name not in recipe.stages or (only is not None and name not in only):
-            continue
-        if (done := run_dir / name / "done.json").exists():
+    left = []
+    for name in (n for n in STAGES if n in recipe.stages and (only is None or n in only)):
+        if (done := run_dir / name / DONE).exists():
             _say(f"[{name}] already done ({done})")
         else:
-            _stage(recipe, run_dir, name, done)
+            left.append(name)
+    if jobs > 1 and len(left) > 1:
+        needs = {name: _all_needs(name) & frozenset(left) for name in left}
+        side_by_side(needs, lambda name: [*command, "--jobs=1", f"--stages={name}"], jobs, _say)
+        return
+    for name in left:
+        _stage(recipe, run_dir, name)
 
 
-def _stage(recipe: RecipeConfig, run_dir: Path, name: str, done: Path) -> None:
+def _all_needs(name: str) -> frozenset[str]:
+    return frozenset(NEEDS[name]).union(*(_all_needs(other) for other in NEEDS[name]))
+
+
+def _stage(recipe: RecipeConfig, run_dir: Path, name: str) -> None:
     """Run one stage in all processes together, or in the first alone; the first writes what it took."""
     first = distributed.first()
     if first:
         (run_dir / name).mkdir(parents=True, exist_ok=True)
         with _timed(run_dir / name / "spent.json") as spent:
             STEPS[name](recipe, run_dir, _say)
-        write_json(done, spent)
+        write_json(run_dir / name / DONE, spent)
         _say(f"[{name}] done in {spent['seconds'] / 60:.1f} min")
     elif name not in ALONE:
         STEPS[name](recipe, run_dir, _say)

@@ -133,21 +133,19 @@ def test_one_process_stopped_or_killed_ends_all_and_the_run_goes_on(begun, tmp_p
         saved = int(said.split("stopped by SIGTERM, saved at step ")[1].split()[0])
         assert f"resuming from step {saved}\n" in said and "a process was told to stop; going on" in said
         wait_for(run, job, lambda: metrics(run)[-1]["step"] > saved + 3)
+        unsaved = {line["step"]: line["loss"] for line in metrics(run)}[saved + 2]
         os.kill(process(1, run), signal.SIGKILL)
         wait_for(run, job, lambda: (run / "said").read_text().count("resuming from step") == 2)
         said = (run / "said").read_text()
-        assert "process 1 ended with code 137; ending the others" in said
+        assert "process 1 ended with code 137" in said
         assert "failures without progress: 1 of 3" in said
         wait_for(run, job, lambda: metrics(run)[-1]["step"] >= saved + 2)
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=120) == 143
-        steps = [line["step"] for line in metrics(run)]
-        assert len(steps) == len(set(steps))
     finally:
         job.kill()
     last = (run / "said").read_text()
     assert last.count("stopped by SIGTERM, saved at step") == 2 and "the same command goes on" in last
     lines = metrics(run)
-    assert [line["step"] for line in lines[:saved]] == list(range(1, saved + 1))
-    twice = [line["loss"] for line in lines if line["step"] == saved + 2]
-    assert twice[0] == twice[1]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert lines[saved + 1]["loss"] == unsaved
