@@ -12,7 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
-from aqaa_jax.sharding.manual import Gather, gather, scatter, split_over
+from aqaa_jax.sharding.manual import Gather, apart, gather, scatter, split_over
+from aqaa_jax.sharding.partition import context
+
+Split = tuple[str | None, str | None]  # logical axes of a matrix that the compiler splits
 
 
 def project(
@@ -36,11 +39,15 @@ def project(
     over = split_over(weight) if isinstance(weight, nnx.Variable) else ()
     stored: Any = weight.get_value() if isinstance(weight, nnx.Variable) else weight
     value = stored.astype(x.dtype)
-    if any(over):
+    if isinstance(weight, nnx.Variable) and any(over):
         x_TD = x.reshape(math.prod(batch), -1)
-        gathered_TF: Any = _of_pieces(x_TD, *_rows_first(value, over, in_axes), out_dtype)
-        outer = value.shape[in_axes:] if any(over[:in_axes]) else (*value.shape[in_axes:-1], -1)
-        return gathered_TF.reshape(*batch, *outer)
+        axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
+        matrix = _rows_first(value, over, in_axes)
+        inner, outer = _split_by_compiler(axes[:in_axes]), _split_by_compiler(axes[in_axes:])
+        names = (outer, inner) if matrix[2] else (inner, outer)
+        gathered_TF: Any = _of_pieces(x_TD, *matrix, names, out_dtype)
+        width = value.shape[in_axes:] if any(over[:in_axes]) else (*value.shape[in_axes:-1], -1)
+        return gathered_TF.reshape(*batch, *width)
     x_T = x.reshape(math.prod(batch), *value.shape[:in_axes])
     axes = (tuple(range(1, in_axes + 1)), tuple(range(in_axes)))
     y_T = jax.lax.dot_general(x_T, value, (axes, ((), ())), preferred_element_type=out_dtype)
@@ -63,30 +70,44 @@ def _rows_first(piece: jax.Array, over: Gather, in_axes: int) -> tuple[jax.Array
     return piece.reshape(inner, outer).T, over[-1], 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _split_by_compiler(axes: tuple[str, ...]) -> str | None:
+    """The logical axis along which the compiler splits a dimension that was merged of ``axes``."""
+    here = context()
+    split = [axis for axis in axes if here is not None and here.left_rules().get(axis)]
+    if split not in ([], [axes[0]]):
+        raise ValueError(f"axes {axes} merged into one cannot be split along {split}; expected the first of them")
+    return split[0] if split else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _of_pieces(
-    x_TD: jax.Array, piece: jax.Array, over: tuple[str, ...], contracted: int, out_dtype: DTypeLike | None
+    x_TD: jax.Array,
+    piece: jax.Array,
+    over: tuple[str, ...],
+    contracted: int,
+    names: Split,
+    out_dtype: DTypeLike | None,
 ) -> jax.Array:
-    return _forward(x_TD, piece, over, contracted, out_dtype)[0]
+    return _forward(x_TD, piece, over, contracted, names, out_dtype)[0]
 
 
-def _forward(x_TD, piece, over, contracted, out_dtype):
+def _forward(x_TD, piece, over, contracted, names, out_dtype):
     """The barriers, here and below, keep norms and gates out of the products, which run slower with them inside."""
     x_TD = jax.lax.optimization_barrier(x_TD)
-    whole = gather(piece, (over, ()))
+    whole = apart(gather, piece, (over, ()), names)
     y_TF = jax.lax.dot_general(x_TD, whole, (((1,), (contracted,)), ((), ())), preferred_element_type=out_dtype)
     return y_TF, (x_TD, piece)
 
 
-def _backward(over, contracted, out_dtype, saved, grad_TF):
+def _backward(over, contracted, names, out_dtype, saved, grad_TF):
     """The whole weight is not kept for this: a stack of layers would keep all of them."""
     x_TD, piece = saved
     x_TD, grad_TF = jax.lax.optimization_barrier((x_TD, grad_TF.astype(x_TD.dtype)))
-    whole = gather(piece, (over, ()))
+    whole = apart(gather, piece, (over, ()), names)
     grad_TD = jax.lax.dot_general(grad_TF, whole, (((1,), (1 - contracted,)), ((), ())))
     rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
     weight_grad = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-    return jax.lax.optimization_barrier(grad_TD), scatter(weight_grad, (over, ()))
+    return jax.lax.optimization_barrier(grad_TD), apart(scatter, weight_grad, (over, ()), names)
 
 
 _of_pieces.defvjp(_forward, _backward)

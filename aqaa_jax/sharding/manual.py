@@ -101,10 +101,21 @@ def scatter(whole: jax.Array, over: Gather) -> jax.Array:
     return whole
 
 
+def apart(
+    move: Callable[[jax.Array, Gather], jax.Array], array: jax.Array, over: Gather, axes: tuple[str | None, ...]
+) -> jax.Array:
+    """``gather`` or ``scatter`` on each device's part of what the compiler splits of ``array`` (logical ``axes``).
+
+    Left to itself, the compiler gives a collective of ours the array whole along its own mesh axes (tensor).
+    """
+    return partition.per_shard(lambda part: move(part, over), (axes,), axes)(array)
+
+
 def gathered(leaf: nnx.Variable, dtype: DTypeLike) -> jax.Array:
-    """The value of a weight, whole; cast to ``dtype`` before it travels, if it has to."""
-    over = split_over(leaf)
-    return gather(leaf.get_value().astype(dtype), over) if any(over) else leaf.get_value()
+    """The value of a weight, whole over devices with rows of their own; cast to ``dtype`` before it travels."""
+    over, value = split_over(leaf), leaf.get_value()
+    axes = leaf.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
+    return apart(gather, value.astype(dtype), over, axes) if any(over) else value
 
 
 def at_use(leaf: nnx.Variable) -> jax.Array:

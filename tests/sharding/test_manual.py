@@ -118,6 +118,22 @@ def test_split_weights_are_added_up_in_the_loop_only_over_their_pieces(whole):
     assert groups == {"[2,4]<=[8]"} or groups == {"{{0,1,2,3},{4,5,6,7}}"}
 
 
+def gathers(text, *groups):
+    """Shapes of what is gathered over ``groups`` of devices, written in either way."""
+    lines = [line for line in text.splitlines() if re.search(r" all-gather(-start)?\(", line)]
+    lines = [line for line in lines if line.split("replica_groups=")[1].split(", ")[0] in groups]
+    return {shape for line in lines for shape in re.findall(r"f32\[([\d,]+)\]", line.split(" all-gather")[0])}
+
+
+def test_a_weight_is_gathered_over_fsdp_and_stays_split_over_tensor():
+    _, text = step_on({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor_sequence")
+    over_fsdp = gathers(text, "{{0,2},{1,3},{4,6},{5,7}}", "[4,2]<=[2,2,2]T(0,2,1)")
+    over_tensor = gathers(text, "{{0,1},{2,3},{4,5},{6,7}}", "[4,2]<=[8]")
+    assert {"16,12", "24,16"} <= over_fsdp, over_fsdp  # half of an MLP matrix, 16 x 24, and of the embedding, 48 x 16
+    assert not (over_fsdp | over_tensor) & {"48,16", "16,48"}, (over_fsdp, over_tensor)
+    assert not over_tensor & {"16,24", "24,16"}, over_tensor
+
+
 def test_rows_must_divide():
     step = make_train_step(STAGE.loss, STAGE.weights, OPTIMIZER, microbatches=3)
     with pytest.raises(ValueError, match="16 rows do not divide into 3 microbatches"):
