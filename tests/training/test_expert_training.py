@@ -48,8 +48,8 @@ class Stage(LanguageStage):
         return values | {"loss_mask": ones.astype(np.float32)}
 
 
-def run(path, stage=Stage, **changes):
-    stage = stage("sft1", DECODER, VocabConfig(48, 32, 8, 8), None)
+def run(path, stage=Stage, decoder=DECODER, **changes):
+    stage = stage("sft1", decoder, VocabConfig(48, 32, 8, 8), None)
     loop = LoopConfig(steps=8, log_every=2, save_every=4, **changes)
     model = train(stage, path, loop, OPTIMIZER, log=lambda text: None)
     return model, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -93,12 +93,11 @@ def test_a_resumed_run_is_the_run(straight, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"microbatches": 2},
         {"by_rows": True, "sharding": ShardingConfig(MeshConfig(fsdp=2, expert=4), "expert_fsdp")},
         {"by_rows": True, "sharding": ShardingConfig(MeshConfig(fsdp=4, expert=2), "fsdp_whole_experts")},
         {"sharding": ShardingConfig(MeshConfig(fsdp=2, expert=2, tensor=2), "expert_fsdp_tensor")},
     ],
-    ids=["microbatches", "by rows", "by rows, whole experts", "tensor"],
+    ids=["by rows", "by rows, whole experts", "tensor"],
 )
 @pytest.mark.long
 def test_how_it_is_computed_changes_little(straight, tmp_path, changes):
@@ -109,6 +108,18 @@ def test_how_it_is_computed_changes_little(straight, tmp_path, changes):
     for name, weight in named_weights(model).items():
         if name != "blocks.mlp.bias":
             np.testing.assert_allclose(weight, named_weights(expected)[name], atol=2e-2, err_msg=name)
+
+
+@pytest.mark.long
+def test_parts_of_a_batch_are_the_batch_but_for_the_balance_within_each(straight, tmp_path):
+    """The balance loss is of a part's tokens; without it nothing depends on which rows stand together."""
+
+    decoder = dataclasses.replace(DECODER, experts=dataclasses.replace(EXPERTS, balance_weight=0.0))
+    whole, _ = run(tmp_path / "1", decoder=decoder)
+    parts, lines = run(tmp_path / "2", decoder=decoder, microbatches=2)
+    for name, weight in named_weights(parts).items():
+        np.testing.assert_allclose(weight, named_weights(whole)[name], atol=1e-3, err_msg=name)
+    assert lines[0]["answer"] == pytest.approx(straight[1][0]["answer"], rel=1e-4)
 
 
 def test_weights_of_the_published_size():
