@@ -32,7 +32,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         recipe.pairs.update({"questions": 12, "batch": 12})
         recipe.preference.held_out = 3
         measure["questions"] = 4
-        middle, betas, steps = 3, BETAS[1:], (2,)
+        middle, betas, steps = 3, (), ()
     else:
         recipe.corpus.questions = 8000
         recipe.pairs.update({"questions": 1500, "temperatures": (0.0, 1.0, 1.3)})
