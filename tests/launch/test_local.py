@@ -143,7 +143,9 @@ def test_one_process_stopped_or_killed_ends_all_and_the_run_goes_on(begun, tmp_p
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=120) == 143
     finally:
-        job.kill()
+        if job.poll() is None:  # killed, it would leave its processes running
+            job.terminate()
+            job.wait(timeout=120)
     last = (run / "said").read_text()
     assert last.count("stopped by SIGTERM, saved at step") == 2 and "the same command goes on" in last
     lines = metrics(run)
