@@ -101,7 +101,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
             "hift": _stage(2600, 8, 32, 1.5e-3, ema_decay=0.99),
             "pretrain": _language(1800, 2e-3, 0.6),
             "pretrain_mix": {"asr": 2.0, "tts": 0.2, "tqta": 2.0, "tqtaa": 1.0, "aqta": 4.0, "aqtaa": 2.0, **HEARD},
-            "sft1": _language(4200, 1.5e-3, 0.02),
+            "sft1": _language(3200, 1.5e-3, 0.02),
             "sft1_mix": {"asr": 1.0, "tts": 0.2, "tqta": 1.0, "tqtaa": 0.5, "aqta": 4.0, "aqtaa": 4.0, **HEARD},
         }
     )
