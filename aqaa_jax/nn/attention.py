@@ -21,7 +21,7 @@ from aqaa_jax.kernels.places import SMALLEST_SLOPE, Places
 from aqaa_jax.nn.alibi import alibi_slopes, causal_distance
 from aqaa_jax.nn.kv_cache import write_layer
 from aqaa_jax.nn.params import Initializer, fan_in, weight
-from aqaa_jax.nn.project import project
+from aqaa_jax.nn.project import project, project_each
 from aqaa_jax.sharding.axes import (
     ACT_HEADS,
     ACT_KV_HEADS,
@@ -185,9 +185,9 @@ class Attention(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
-        q_BLNH = constrain(project(x_BLD, self.wq), BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        k_BSKH = constrain(project(x_BLD, self.wk), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
-        v_BSKH = constrain(project(x_BLD, self.wv), BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+        q_BLNH, k_BSKH, v_BSKH = project_each(x_BLD, (self.wq, self.wk, self.wv))
+        q_BLNH = constrain(q_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        k_BSKH, v_BSKH = (constrain(x, BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM) for x in (k_BSKH, v_BSKH))
         q_BLNH, k_BSKH, v_BSKH = (checkpoint_name(x, n) for x, n in ((q_BLNH, "q"), (k_BSKH, "k"), (v_BSKH, "v")))
         if cache is None:
             out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, places, self.slopes)

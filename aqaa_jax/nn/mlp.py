@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.params import Initializer, fan_in, weight
-from aqaa_jax.nn.project import project
+from aqaa_jax.nn.project import project, project_each
 from aqaa_jax.nn.remat import GATE, UP
 from aqaa_jax.sharding.axes import ACT_MLP, BATCH, EMBED, LENGTH, MLP
 from aqaa_jax.sharding.partition import constrain
@@ -33,6 +33,7 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, (mlp, embed), (MLP, EMBED), out_init or fan_in(), dtype)
 
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = checkpoint_name(constrain(project(x_BLD, self.gate), BATCH, LENGTH, ACT_MLP), GATE)
-        up_BLF = checkpoint_name(constrain(project(x_BLD, self.up), BATCH, LENGTH, ACT_MLP), UP)
+        gate_BLF, up_BLF = project_each(x_BLD, (self.gate, self.up))
+        gate_BLF = checkpoint_name(constrain(gate_BLF, BATCH, LENGTH, ACT_MLP), GATE)
+        up_BLF = checkpoint_name(constrain(up_BLF, BATCH, LENGTH, ACT_MLP), UP)
         return project(jax.nn.silu(gate_BLF) * up_BLF, self.down)

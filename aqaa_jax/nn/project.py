@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -12,10 +13,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
-from aqaa_jax.sharding.manual import Gather, apart, gather, scatter, split_over
-from aqaa_jax.sharding.partition import context
+from aqaa_jax.sharding.axes import ACT_LENGTH, BATCH, LENGTH
+from aqaa_jax.sharding.manual import Gather, gather, scatter, split, split_over
+from aqaa_jax.sharding.partition import mesh_axes, per_shard
 
-Split = tuple[str | None, str | None]  # logical axes of a matrix that the compiler splits
+Weights = Sequence[nnx.Variable | Int8Weight | jax.Array]
 
 
 def project(
@@ -36,22 +38,55 @@ def project(
     if isinstance(weight, Int8Weight):
         y_TF = weight.matmul(x.reshape(math.prod(batch), -1)).astype(out_dtype or x.dtype)
         return y_TF.reshape(*batch, *weight.scale[...].shape)
-    over = split_over(weight) if isinstance(weight, nnx.Variable) else ()
+    if isinstance(weight, nnx.Variable) and any(split_over(weight)):
+        return _by_hand(x, [weight], in_axes, out_dtype)[0]
     stored: Any = weight.get_value() if isinstance(weight, nnx.Variable) else weight
     value = stored.astype(x.dtype)
-    if isinstance(weight, nnx.Variable) and any(over):
-        x_TD = x.reshape(math.prod(batch), -1)
-        axes = weight.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-        matrix = _rows_first(value, over, in_axes)
-        inner, outer = _split_by_compiler(axes[:in_axes]), _split_by_compiler(axes[in_axes:])
-        names = (outer, inner) if matrix[2] else (inner, outer)
-        gathered_TF: Any = _of_pieces(x_TD, *matrix, names, out_dtype)
-        width = value.shape[in_axes:] if any(over[:in_axes]) else (*value.shape[in_axes:-1], -1)
-        return gathered_TF.reshape(*batch, *width)
     x_T = x.reshape(math.prod(batch), *value.shape[:in_axes])
     axes = (tuple(range(1, in_axes + 1)), tuple(range(in_axes)))
     y_T = jax.lax.dot_general(x_T, value, (axes, ((), ())), preferred_element_type=out_dtype)
     return y_T.reshape(*batch, *value.shape[in_axes:])
+
+
+def project_each(x: Float[Array, "*B in"], weights: Weights) -> list[Float[Array, "*B out"]]:
+    """``project`` of one ``x`` with several weights: where they are in pieces, ``x`` travels once for all of them."""
+    variables = [w for w in weights if isinstance(w, nnx.Variable) and any(split_over(w))]
+    return _by_hand(x, variables, 1, None) if len(variables) == len(weights) else [project(x, w) for w in weights]
+
+
+class How(NamedTuple):
+    """What products by hand do on one device, beside multiplying; mesh axes."""
+
+    over: tuple[Gather, ...]  # per weight: where its pieces are
+    positions: tuple[str, ...]  # that ``x`` is gathered over along the positions
+    summed: tuple[str, ...]  # that the products are added up over
+    cut: bool  # and cut into positions again
+    in_axes: int
+    out_dtype: DTypeLike | None
+
+
+def _by_hand(x: jax.Array, weights: Sequence[nnx.Variable], in_axes: int, out_dtype: DTypeLike | None) -> list:
+    """The products on each device's part of all that is split, by whomever: no collective is left to the compiler.
+
+    Pieces of a weight are gathered over the mesh axes whose devices have rows or positions of their own; over the
+    others (tensor) its inputs or its outputs stay split. With the residual stream split over positions there, ``x`` is
+    gathered before the products or they are added up and cut into positions behind them (Korthikanti et al. 2022,
+    "sequence parallelism").
+    """
+    batch = x.shape[: x.ndim - in_axes]
+    positions = tuple(a for a in mesh_axes(ACT_LENGTH) if a not in mesh_axes(LENGTH))
+    splits = [split(weight) for weight in weights]
+    inner = splits[0].kept[:in_axes]
+    summed = tuple(a for axis in inner if axis for a in mesh_axes(axis))
+    over = tuple(of.over for of in splits)
+    how = How(over, () if summed else positions, summed, bool(summed and positions), in_axes, out_dtype)
+    x_axes = (BATCH, LENGTH if summed else ACT_LENGTH, *inner)
+    y_axes = tuple((BATCH, ACT_LENGTH if how.cut else LENGTH, *of.kept[in_axes:]) for of in splits)
+    in_specs = (x_axes, *(of.axes for of in splits))
+    together = per_shard(lambda x, *pieces: _products(x, pieces, how), in_specs, y_axes)
+    x_BL = x if len(batch) == 2 else x.reshape(1, math.prod(batch), *x.shape[len(batch) :])
+    ys = together(x_BL, *(weight.get_value().astype(x.dtype) for weight in weights))
+    return [y.reshape(*batch, *y.shape[2:]) for y in ys]
 
 
 def _rows_first(piece: jax.Array, over: Gather, in_axes: int) -> tuple[jax.Array, tuple[str, ...], int]:
@@ -70,44 +105,65 @@ def _rows_first(piece: jax.Array, over: Gather, in_axes: int) -> tuple[jax.Array
     return piece.reshape(inner, outer).T, over[-1], 1
 
 
-def _split_by_compiler(axes: tuple[str, ...]) -> str | None:
-    """The logical axis along which the compiler splits a dimension that was merged of ``axes``."""
-    here = context()
-    split = [axis for axis in axes if here is not None and here.left_rules().get(axis)]
-    if split not in ([], [axes[0]]):
-        raise ValueError(f"axes {axes} merged into one cannot be split along {split}; expected the first of them")
-    return split[0] if split else None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _products(x: jax.Array, pieces: tuple[jax.Array, ...], how: How) -> tuple[jax.Array, ...]:
+    return _forward(x, pieces, how)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _of_pieces(
-    x_TD: jax.Array,
-    piece: jax.Array,
-    over: tuple[str, ...],
-    contracted: int,
-    names: Split,
-    out_dtype: DTypeLike | None,
-) -> jax.Array:
-    return _forward(x_TD, piece, over, contracted, names, out_dtype)[0]
-
-
-def _forward(x_TD, piece, over, contracted, names, out_dtype):
+def _forward(x, pieces, how):
     """The barriers, here and below, keep norms and gates out of the products, which run slower with them inside."""
-    x_TD = jax.lax.optimization_barrier(x_TD)
-    whole = apart(gather, piece, (over, ()), names)
-    y_TF = jax.lax.dot_general(x_TD, whole, (((1,), (contracted,)), ((), ())), preferred_element_type=out_dtype)
-    return y_TF, (x_TD, piece)
+    x = jax.lax.optimization_barrier(x)
+    x_TD, batch = _tokens(_whole_rows(x, how.positions), how.in_axes)
+    ys = []
+    for piece, over in zip(pieces, how.over, strict=True):
+        matrix, names, contracted = _rows_first(piece, over, how.in_axes)
+        whole = gather(matrix, (names, ()))
+        y_TF = jax.lax.dot_general(x_TD, whole, (((1,), (contracted,)), ((), ())), preferred_element_type=how.out_dtype)
+        outer = piece.shape[how.in_axes :] if any(over[: how.in_axes]) else (*piece.shape[how.in_axes : -1], -1)
+        ys.append(_added(y_TF.reshape(*batch, *outer), how))
+    return tuple(ys), (x, pieces)
 
 
-def _backward(over, contracted, names, out_dtype, saved, grad_TF):
-    """The whole weight is not kept for this: a stack of layers would keep all of them."""
-    x_TD, piece = saved
-    x_TD, grad_TF = jax.lax.optimization_barrier((x_TD, grad_TF.astype(x_TD.dtype)))
-    whole = apart(gather, piece, (over, ()), names)
-    grad_TD = jax.lax.dot_general(grad_TF, whole, (((1,), (1 - contracted,)), ((), ())))
-    rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
-    weight_grad = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-    return jax.lax.optimization_barrier(grad_TD), apart(scatter, weight_grad, (over, ()), names)
+def _backward(how, saved, grads):
+    """The whole weights are not kept for this: a stack of layers would keep all of them."""
+    x, pieces = saved
+    x, grads = jax.lax.optimization_barrier((x, tuple(g.astype(x.dtype) for g in grads)))
+    x_TD, batch = _tokens(_whole_rows(x, how.positions), how.in_axes)
+    grad_TD, piece_grads = 0, []
+    for piece, over, grad in zip(pieces, how.over, grads, strict=True):
+        matrix, names, contracted = _rows_first(piece, over, how.in_axes)
+        grad_TF = _whole_again(grad, how).reshape(x_TD.shape[0], -1)
+        whole = gather(matrix, (names, ()))
+        grad_TD += jax.lax.dot_general(grad_TF, whole, (((1,), (1 - contracted,)), ((), ())))
+        rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
+        weight_grad = scatter(jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), (names, ()))
+        piece_grads.append((weight_grad.T if contracted else weight_grad).reshape(piece.shape))
+    grad_x = jax.lax.optimization_barrier(grad_TD).reshape(*batch, *x.shape[2:])
+    if how.positions:
+        grad_x = jax.lax.psum_scatter(grad_x, how.positions, scatter_dimension=1, tiled=True)
+    return grad_x, tuple(piece_grads)
 
 
-_of_pieces.defvjp(_forward, _backward)
+_products.defvjp(_forward, _backward)
+
+
+def _tokens(x: jax.Array, in_axes: int) -> tuple[jax.Array, tuple[int, ...]]:
+    batch = x.shape[: x.ndim - in_axes]
+    return x.reshape(math.prod(batch), -1), batch
+
+
+def _whole_rows(x: jax.Array, positions: tuple[str, ...]) -> jax.Array:
+    return jax.lax.all_gather(x, positions, axis=1, tiled=True) if positions else x
+
+
+def _added(y: jax.Array, how: How) -> jax.Array:
+    if how.cut:
+        return jax.lax.psum_scatter(y, how.summed, scatter_dimension=1, tiled=True)
+    return jax.lax.psum(y, how.summed) if how.summed else y
+
+
+def _whole_again(grad: jax.Array, how: How) -> jax.Array:
+    """The transpose of ``_added``; ``shard_map`` gives each device its share of the gradient of what all hold."""
+    if how.cut:
+        return jax.lax.all_gather(grad, how.summed, axis=1, tiled=True)
+    return jax.lax.psum(grad, how.summed) if how.summed else grad

@@ -8,7 +8,7 @@ context) stay the compiler's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,21 +101,32 @@ def scatter(whole: jax.Array, over: Gather) -> jax.Array:
     return whole
 
 
-def apart(
-    move: Callable[[jax.Array, Gather], jax.Array], array: jax.Array, over: Gather, axes: tuple[str | None, ...]
-) -> jax.Array:
-    """``gather`` or ``scatter`` on each device's part of what the compiler splits of ``array`` (logical ``axes``).
+class Split(NamedTuple):
+    """How a weight in pieces is split, per dimension."""
 
-    Left to itself, the compiler gives a collective of ours the array whole along its own mesh axes (tensor).
-    """
-    return partition.per_shard(lambda part: move(part, over), (axes,), axes)(array)
+    axes: tuple[str | None, ...]  # logical
+    over: Gather  # mesh axes whose devices have rows or positions of their own: gathered before use
+    kept: tuple[str | None, ...]  # logical axes split over other mesh axes (tensor): what a device computes is split
+
+
+def split(leaf: nnx.Variable) -> Split:
+    """Where the pieces of a weight are, those of the compiler's mesh axes too; a layer of a stack has lost an axis."""
+    axes = tuple(leaf.get_metadata()["axes"][-leaf.get_value().ndim :])
+    apart = {*partition.mesh_axes(BATCH), *partition.mesh_axes(LENGTH)}
+    over = tuple(tuple(a for a in partition.mesh_axes(axis) if a in apart) for axis in axes)
+    return Split(axes, over, tuple(None if set(partition.mesh_axes(axis)) <= apart else axis for axis in axes))
 
 
 def gathered(leaf: nnx.Variable, dtype: DTypeLike) -> jax.Array:
-    """The value of a weight, whole over devices with rows of their own; cast to ``dtype`` before it travels."""
-    over, value = split_over(leaf), leaf.get_value()
-    axes = leaf.get_metadata()["axes"][-value.ndim :]  # in a scan the value has lost the leading one
-    return apart(gather, value.astype(dtype), over, axes) if any(over) else value
+    """The value of a weight, whole over devices with rows or positions of their own; cast before it travels.
+
+    On each device's part of what the compiler splits: left to itself, it would give the collective a weight that is
+    whole over its own mesh axes (tensor).
+    """
+    if not any(split_over(leaf)):
+        return leaf.get_value()
+    axes, over, kept = split(leaf)
+    return partition.per_shard(lambda piece: gather(piece, over), (axes,), kept)(leaf.get_value().astype(dtype))
 
 
 def at_use(leaf: nnx.Variable) -> jax.Array:

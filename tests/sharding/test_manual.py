@@ -75,6 +75,8 @@ def check(result, whole):
         ({"fsdp": 8}, "fsdp"),
         pytest.param({"data": 2, "fsdp": 4}, "hsdp", marks=pytest.mark.long),
         ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor_sequence"),
+        pytest.param({"fsdp": 4, "tensor": 2}, "fsdp_tensor", marks=pytest.mark.long),
+        pytest.param({"fsdp": 4, "context": 2}, "fsdp_context", marks=pytest.mark.long),
     ],
     ids=str,
 )
