@@ -24,9 +24,11 @@ def run(argv: list[str]) -> int:
         return 0 if argv else 2
     chosen, args = config_file.read("aqaa train", argv, _define)
     from aqaa_jax.recipe.run import run_recipe
+    from aqaa_jax.recipe.side_by_side import end_with_parent
     from aqaa_jax.training import distributed
     from aqaa_jax.training.config import RecipeConfig
 
+    end_with_parent()
     recipe = from_dict(RecipeConfig, chosen)
     with distributed.joined():
         again = [sys.executable, "-m", "aqaa_jax.cli.main", "train", *argv]

@@ -29,7 +29,7 @@ def test_bad_flags(arguments, message, tmp_path, monkeypatch, capsys):
 
 def test_the_kinds_that_carry_the_preference_loss_can_be_given(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("aqaa_jax.recipe.run.run_recipe", lambda recipe, run_dir, only: seen.append((recipe, run_dir)))
+    monkeypatch.setattr("aqaa_jax.recipe.run.run_recipe", lambda recipe, run_dir, **_: seen.append((recipe, run_dir)))
     config = f"--config={Path(CONFIG.removeprefix('--config=')).with_name('dpo.py')}:smoke"
     flags = ["--config.preference.counted=('text','audio','markers','end')", "--config.preference.kind=ipo"]
     assert main(["train", config, *flags]) == 0

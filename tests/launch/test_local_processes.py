@@ -44,8 +44,8 @@ def test_when_one_dies_the_others_are_ended(tmp_path, code):
 
 
 def test_one_that_was_stopped_lets_the_others_save(tmp_path):
-    text = "[[ $AQAA_DISTRIBUTED == 1/* ]] && exit 143; trap 'sleep 0.5; echo saved; exit 143' TERM; "
-    text += "sleep 60 & wait"
+    text = "[[ $AQAA_DISTRIBUTED == 1/* ]] && { until [[ -e ready ]]; do sleep 0.1; done; exit 143; }; "
+    text += "trap 'sleep 0.5; echo saved; exit 143' TERM; touch ready; sleep 60 & wait"
     code, out, _ = run(tmp_path, text)
     assert code == 143 and out == "saved\n"
 

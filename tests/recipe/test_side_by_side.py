@@ -20,6 +20,8 @@ from aqaa_jax.training.config import STAGES
 WORK = "import sys, time; open(sys.argv[1], 'x'); time.sleep(float(sys.argv[2])); open(sys.argv[3], 'x')"
 WAITS = """
 import signal, sys, time
+from aqaa_jax.recipe.side_by_side import end_with_parent
+end_with_parent()
 def save(number, frame):
     open(sys.argv[2], "w").close()
     sys.exit(143)
