@@ -168,7 +168,7 @@ stop() {
 
 # pod CHECKS -- ARGS: Kubernetes starts it anew after code 42 or a signal's; code 3 is final.
 pod() {
-  local rc=0 tail
+  local rc=0 tail marker
   local -a checks=()
   while [[ $1 != -- ]]; do
     checks+=("$1")
@@ -180,11 +180,14 @@ pod() {
   runtime_flags
   if ((${#checks[@]})); then preflight "${checks[@]}" || return 42; fi
   touch "$STATE/log"
-  tail -n 0 -F "$STATE/log" 2>/dev/null &
+  sleep infinity & # as long as it is there, tail goes on; it begins where the log ended before, however late it starts
+  marker=$!
+  tail -s 0.2 --pid="$marker" -c "+$(($(stat -c %s "$STATE/log") + 1))" -F "$STATE/log" 2>/dev/null &
   tail=$!
   train "$@" || rc=$?
-  sleep 1 # for the last lines
-  kill "$tail" 2>/dev/null
+  kill "$marker"
+  wait "$marker" 2>/dev/null
+  wait "$tail" # for the last lines
   if first && ((rc == 0 || rc == 143)); then echo "ended $(saved)" >>"$RUN/launch/attempts"; fi
   if ((rc > 0 && rc < 127)); then rc=42; fi
   return "$rc"
