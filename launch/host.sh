@@ -168,7 +168,7 @@ stop() {
 
 # pod CHECKS -- ARGS: Kubernetes starts it anew after code 42 or a signal's; code 3 is final.
 pod() {
-  local rc=0 tail marker
+  local rc=0 tail marker said
   local -a checks=()
   while [[ $1 != -- ]]; do
     checks+=("$1")
@@ -180,9 +180,10 @@ pod() {
   runtime_flags
   if ((${#checks[@]})); then preflight "${checks[@]}" || return 42; fi
   touch "$STATE/log"
+  said=$(stat -c %s "$STATE/log")
   sleep infinity & # as long as it is there, tail goes on; it begins where the log ended before, however late it starts
   marker=$!
-  tail -s 0.2 --pid="$marker" -c "+$(($(stat -c %s "$STATE/log") + 1))" -F "$STATE/log" 2>/dev/null &
+  tail -s 0.2 --pid="$marker" -c "+$((said + 1))" -F "$STATE/log" 2>/dev/null &
   tail=$!
   train "$@" || rc=$?
   kill "$marker"
