@@ -59,8 +59,8 @@ class How(NamedTuple):
 
     over: tuple[Gather, ...]  # per weight: where its pieces are
     positions: tuple[str, ...]  # that ``x`` is gathered over along the positions
-    summed: tuple[str, ...]  # that the products are added up over
-    cut: bool  # and cut into positions again
+    summed: tuple[str, ...]  # that the products are added up over, whole on every device
+    cut: tuple[str, ...]  # that they are added up over and cut into positions
     in_axes: int
     out_dtype: DTypeLike | None
 
@@ -79,7 +79,8 @@ def _by_hand(x: jax.Array, weights: Sequence[nnx.Variable], in_axes: int, out_dt
     inner = splits[0].kept[:in_axes]
     summed = tuple(a for axis in inner if axis for a in mesh_axes(axis))
     over = tuple(of.over for of in splits)
-    how = How(over, () if summed else positions, summed, bool(summed and positions), in_axes, out_dtype)
+    where = ((), (), summed) if summed and positions else (() if summed else positions, summed, ())
+    how = How(over, *where, in_axes, out_dtype)
     x_axes = (BATCH, LENGTH if summed else ACT_LENGTH, *inner)
     y_axes = tuple((BATCH, ACT_LENGTH if how.cut else LENGTH, *of.kept[in_axes:]) for of in splits)
     in_specs = (x_axes, *(of.axes for of in splits))
@@ -113,7 +114,7 @@ def _products(x: jax.Array, pieces: tuple[jax.Array, ...], how: How) -> tuple[ja
 def _forward(x, pieces, how):
     """The barriers, here and below, keep norms and gates out of the products, which run slower with them inside."""
     x = jax.lax.optimization_barrier(x)
-    x_TD, batch = _tokens(_whole_rows(x, how.positions), how.in_axes)
+    x_TD, batch = _tokens(gather(x, ((), how.positions)), how.in_axes)
     ys = []
     for piece, over in zip(pieces, how.over, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
@@ -128,7 +129,7 @@ def _backward(how, saved, grads):
     """The whole weights are not kept for this: a stack of layers would keep all of them."""
     x, pieces = saved
     x, grads = jax.lax.optimization_barrier((x, tuple(g.astype(x.dtype) for g in grads)))
-    x_TD, batch = _tokens(_whole_rows(x, how.positions), how.in_axes)
+    x_TD, batch = _tokens(gather(x, ((), how.positions)), how.in_axes)
     grad_TD, piece_grads = 0, []
     for piece, over, grad in zip(pieces, how.over, grads, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
@@ -139,9 +140,7 @@ def _backward(how, saved, grads):
         weight_grad = scatter(jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), (names, ()))
         piece_grads.append((weight_grad.T if contracted else weight_grad).reshape(piece.shape))
     grad_x = jax.lax.optimization_barrier(grad_TD).reshape(*batch, *x.shape[2:])
-    if how.positions:
-        grad_x = jax.lax.psum_scatter(grad_x, how.positions, scatter_dimension=1, tiled=True)
-    return grad_x, tuple(piece_grads)
+    return scatter(grad_x, ((), how.positions)), tuple(piece_grads)
 
 
 _products.defvjp(_forward, _backward)
@@ -152,18 +151,12 @@ def _tokens(x: jax.Array, in_axes: int) -> tuple[jax.Array, tuple[int, ...]]:
     return x.reshape(math.prod(batch), -1), batch
 
 
-def _whole_rows(x: jax.Array, positions: tuple[str, ...]) -> jax.Array:
-    return jax.lax.all_gather(x, positions, axis=1, tiled=True) if positions else x
-
-
 def _added(y: jax.Array, how: How) -> jax.Array:
-    if how.cut:
-        return jax.lax.psum_scatter(y, how.summed, scatter_dimension=1, tiled=True)
+    y = scatter(y, ((), how.cut))
     return jax.lax.psum(y, how.summed) if how.summed else y
 
 
 def _whole_again(grad: jax.Array, how: How) -> jax.Array:
     """The transpose of ``_added``; ``shard_map`` gives each device its share of the gradient of what all hold."""
-    if how.cut:
-        return jax.lax.all_gather(grad, how.summed, axis=1, tiled=True)
+    grad = gather(grad, ((), how.cut))
     return jax.lax.psum(grad, how.summed) if how.summed else grad

@@ -17,7 +17,9 @@ PARENT = "AQAA_PARENT"
 Say = Callable[[str], None]
 
 
-def side_by_side(needs: Mapping[str, frozenset[str]], command: Callable[[str], Sequence[str]], jobs: int, say: Say):
+def side_by_side(
+    needs: Mapping[str, frozenset[str]], command: Callable[[str], Sequence[str]], jobs: int, say: Say
+) -> None:
     """Run ``command(name)`` for every key of ``needs``, at most ``jobs`` at once, in order as far as they can begin.
 
     One begins when none of those it needs is waiting or running; each should call ``end_with_parent``. SIGTERM, an
