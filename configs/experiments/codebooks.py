@@ -28,12 +28,12 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         raise ValueError(f"configs/experiments/codebooks.py:{arg} is not known; expected :pocket or :toy")
     recipe = pocket["get_config"]("pocket")
     recipe.update({"start": "aqaa_jax/assets/pocket", "stages": ("corpus", "tokenize", "pretrain")})
-    recipe.corpus.update({"questions": 4000, "voice_utterances": 4000})
-    recipe.pretrain = ConfigDict(pocket["_language"](1500, 2e-3, 0.1))
+    recipe.corpus.update({"questions": 2000, "voice_utterances": 3000})
+    recipe.pretrain = ConfigDict(pocket["_language"](400, 2e-3, 0.1))
     recipe.pretrain_mix = ConfigDict(
         {"asr": 0.0, "tts": 1.0, "continuation": 1.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 0.0}
     )
-    measure = {"kinds": ("perplexity",), "questions": 300, "tasks": ("tts", "continuation")}
+    measure = {"kinds": ("perplexity",), "questions": 200, "tasks": ("tts", "continuation")}
     if arg == "toy":
         _toy(recipe)
         measure["questions"] = 30

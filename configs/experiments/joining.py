@@ -29,13 +29,13 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe.stages = ("corpus", "tokenize", "sft1")
     recipe.system.sampling.hold_pattern = False
     recipe.sft1_mix = ConfigDict({"asr": 0.0, "tts": 0.0, "tqtaa": 0.0, "aqta": 0.0, "aqtaa": 1.0})
-    measure = {"kinds": ("segments",), "questions": 100}
+    measure = {"kinds": ("segments",), "questions": 50}
     if arg == "toy":
         recipe.corpus.update({"questions": 30, "changing": 30, "voice_utterances": 10})
         measure["questions"] = 6
     else:
-        recipe.corpus.update({"questions": 6000, "changing": 6000})
-        recipe.sft1 = ConfigDict(stages["_stage"](800, 2048, 5e-4, 0.05, ema_decay=0.99))
+        recipe.corpus.update({"questions": 1500, "changing": 3000, "voice_utterances": 300})
+        recipe.sft1 = ConfigDict(stages["_stage"](300, 2048, 5e-4, 0.05, ema_decay=0.99))
     return ConfigDict(
         {
             "name": f"joining-{arg}",

@@ -33,16 +33,17 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe = stages["get_config"]("smoke" if arg == "toy" else "pocket")
     trained = ("sft1", "select", "sft2", "pairs", "dpo")
     recipe.stages = ("corpus", "tokenize", *trained, "merge")
-    measure = {"kinds": ("answers", "preference"), "questions": 100, "voice_control": 60}
+    measure = {"kinds": ("answers", "preference"), "questions": 50, "voice_control": 40}
     if arg == "toy":
         recipe.corpus.questions = 40
         recipe.pairs.update({"questions": 12, "batch": 12})
         recipe.preference.held_out = 3
         measure.update({"questions": 4, "voice_control": 3})
     else:
-        recipe.corpus.questions = 8000
-        recipe.pairs.update({"questions": 800, "temperatures": (0.0, 1.0, 1.3)})
-        recipe.preference.held_out = 60
+        recipe.corpus.update({"questions": 3000, "voice_utterances": 300})
+        recipe.sft1.loop.steps, recipe.sft2.loop.steps, recipe.dpo.loop.steps = 150, 100, 50
+        recipe.pairs.update({"questions": 400, "temperatures": (1.3, 1.6), "listen": False})
+        recipe.preference.held_out = 40
     corners = ("sft1", "sft2", "dpo")
     points = {name: POINTS[name] for name in ("5_5_1", *corners)} if arg == "toy" else POINTS
     return ConfigDict(

@@ -17,7 +17,7 @@ stages = runpy.run_path(str(Path(__file__).parents[1] / "recipe.py"))
 VARIANTS = ("pocket", "toy")
 SHARED = ("corpus", "tokenize", "sft1", "pairs")
 COUNTED = {"masked": ("text", "end"), "plain": ("text", "audio", "markers", "end")}
-BETAS, STEPS = (0.03, 0.3), (50, 200)  # beside the middle of both, 0.1 and 100
+BETAS, STEPS = (0.03, 0.3), (20, 100)  # beside the middle of both, 0.1 and 50
 
 
 def get_config(arg: str = "pocket") -> ConfigDict:
@@ -25,8 +25,8 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         raise ValueError(f"configs/experiments/preference.py:{arg} is not known; expected :pocket or :toy")
     recipe = stages["get_config"]("smoke" if arg == "toy" else "pocket")
     recipe.stages = (*SHARED, "dpo")
-    measure = {"kinds": ("preference", "perplexity", "answers"), "questions": 100, "tasks": ("aqtaa",)}
-    middle, betas, steps = 100, BETAS, STEPS
+    measure = {"kinds": ("preference", "perplexity", "answers"), "questions": 50, "tasks": ("aqtaa",)}
+    middle, betas, steps = 50, BETAS, STEPS
     if arg == "toy":
         recipe.corpus.questions = 40
         recipe.pairs.update({"questions": 12, "batch": 12})
@@ -34,9 +34,11 @@ def get_config(arg: str = "pocket") -> ConfigDict:
         measure["questions"] = 4
         middle, betas, steps = 3, (), ()
     else:
-        recipe.corpus.questions = 8000
-        recipe.pairs.update({"questions": 1500, "temperatures": (0.0, 1.0, 1.3)})
-        recipe.preference.held_out = 100
+        recipe.corpus.update({"questions": 3000, "voice_utterances": 300})
+        recipe.sft1.loop.steps = 150
+        recipe.pairs.update({"questions": 1200, "temperatures": (1.3, 1.6)})
+        recipe.preference.held_out = 60
+        recipe.dpo.optimizer.peak_lr = 1e-4  # few steps: at the recipe's 2e-5 nothing moves in any arm
     points = [(0.1, middle), *((beta, middle) for beta in betas), *((0.1, n) for n in steps)]
     arms = {"before": {"stages": SHARED, "seeds": 1}}
     for kind in COUNTED:
