@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
+
+from aqaa_jax.nn.one_row import one_row
 
 TILE = 2**19  # weights converted at a time on a CPU: 2 MB of float32, which stays in the cache
 FEWEST_ROWS = 32
@@ -37,22 +37,23 @@ class Int8Weight(nnx.Module):
 
     def matmul(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """``x_TD`` times the weight as a matrix, float32."""
-        outer = self.scale[...].shape
-        values_DF = self.values[...].reshape(x_TD.shape[1], math.prod(outer))
-        y_TF = jax.lax.platform_dependent(x_TD, values_DF, cpu=_by_rows, default=_whole)
+        on_cpu = one_row if len(x_TD) == 1 else _by_rows
+        y_TF = jax.lax.platform_dependent(x_TD, self.values[...], cpu=on_cpu, default=_whole)
         return y_TF * self.scale[...].reshape(-1)
 
 
-def _whole(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+def _whole(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Array, "T F"]:
+    values_DF = values.reshape(x_TD.shape[1], -1)
     return jax.lax.dot(x_TD, values_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
 
 
-def _by_rows(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+def _by_rows(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Array, "T F"]:
     """The same in float32, a few rows of the weight at a time.
 
     The CPU compiler knows no product with int8: it would write the whole converted weight to memory first, which takes
     many times as long as reading it. Converted rows that are used at once stay in the cache.
     """
+    values_DF = values.reshape(x_TD.shape[1], -1)
     D, F = values_DF.shape
     most = max(FEWEST_ROWS, TILE // F)
     rows = max(r for r in range(1, min(most, D) + 1) if D % r == 0)
