@@ -36,7 +36,7 @@ def linguistic() -> Run:
 
 def semantic() -> Run:
     config = SemanticConfig()
-    model = SemanticTokenizer(config, **RNGS)
+    model = SemanticTokenizer(config, **RNGS).unrolled()
     mel = jnp.ones((1, items.WHISPER_FRAMES, config.num_mels))
     return _ready(lambda m, x: m(x, jnp.array([items.WHISPER_FRAMES])), model, mel)
 

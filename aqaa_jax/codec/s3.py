@@ -16,9 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.config import SemanticConfig
+from aqaa_jax.nn.conv import frame_mask
+from aqaa_jax.nn.full_attention import full_attention
 from aqaa_jax.nn.linear import Linear, gelu
 from aqaa_jax.nn.norm import LayerNorm
 from aqaa_jax.nn.params import Initializer, fan_in, normal, weight, zeros
+from aqaa_jax.nn.project import project
 from aqaa_jax.nn.stack import scan, stack
 from aqaa_jax.sharding.axes import BATCH, CHANNELS, CHANNELS_IN, EMBED, FEATURES, HEADS, KERNEL, MLP
 from aqaa_jax.sharding.manual import at_use
@@ -38,7 +41,7 @@ def count_vectors(frames: Count) -> Count:
 class StridedConv(nnx.Module):
     """Convolution of three taps and stride 2 with one zero in front: ``ceil(T / 2)`` frames.
 
-    Written as three matrix products of neighbouring frames: on a CPU its gradient is much faster than that of a
+    Written as a matrix product of neighbouring frames: on a CPU its gradient is much faster than that of a
     general convolution. The taps are not flattened into the channels, which may be sharded.
     """
 
@@ -51,8 +54,8 @@ class StridedConv(nnx.Module):
         pairs_BU2C = jnp.pad(x_BTC, ((0, 0), (0, T % 2), (0, 0))).reshape(B, -1, 2, C)
         even, odd = pairs_BU2C[:, :, 0], pairs_BU2C[:, :, 1]
         before = jnp.pad(odd[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        kernel = at_use(self.kernel)
-        return before @ kernel[0] + even @ kernel[1] + odd @ kernel[2] + at_use(self.bias)
+        taps_BUKC = jnp.stack([before, even, odd], axis=2)
+        return project(taps_BUKC, at_use(self.kernel), in_axes=2) + at_use(self.bias)
 
 
 class SemanticBlock(nnx.Module):
@@ -70,15 +73,12 @@ class SemanticBlock(nnx.Module):
         self.down = Linear(config.mlp, D, (MLP, EMBED), rngs=rngs, init=init)
         self.heads = config.heads
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], bias_BT: Float[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], real_BT: Float[Array, "B T"]) -> Float[Array, "B T D"]:
         B, T, D = x_BTD.shape
-        N, H = self.heads, D // self.heads
         y = self.norm1(x_BTD)
-        q, k, v = (a.reshape(B, T, N, H) for a in (self.query(y), self.key(y), self.value(y)))
+        q, k, v = (a.reshape(B, T, self.heads, -1) for a in (self.query(y), self.key(y), self.value(y)))
         # Published: query and key each times H^(-1/4); the same product.
-        logits = jnp.einsum("btnh,bsnh->bnts", q * H**-0.5, k) + bias_BT[:, None, None]
-        mixed = jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits, axis=-1), v).reshape(B, T, D)
-        x_BTD = x_BTD + self.out(mixed)
+        x_BTD = x_BTD + self.out(full_attention(q, k, v, real_BT).reshape(B, T, D))
         return x_BTD + self.down(gelu(self.up(self.norm2(x_BTD))))
 
 
@@ -108,10 +108,10 @@ class SemanticEncoder(nnx.Module):
         # Pinned before the scan too: XLA's partitioner permuted rows of a carry pinned only inside it.
         x = constrain(x + sinusoids(length, self.config.embed), BATCH, None, None)
         lengths_B = count_vectors(lengths_B)
-        bias_BT = jnp.where(jnp.arange(length)[None] < lengths_B[:, None], 0.0, -1e30)
+        real_BT = frame_mask(lengths_B, length)
 
         def step(x, block: SemanticBlock, _):
-            return constrain(block(x, bias_BT), BATCH, None, None), None
+            return constrain(block(x, real_BT), BATCH, None, None), None
 
         return _masked(scan(step, x, self.blocks)[0], lengths_B)
 

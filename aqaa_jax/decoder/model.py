@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
@@ -22,8 +23,8 @@ from aqaa_jax.nn.linear import Embedding
 from aqaa_jax.nn.norm import RMSNorm
 from aqaa_jax.nn.params import normal, weight
 from aqaa_jax.nn.project import project
-from aqaa_jax.nn.remat import LAYER_INPUT, checkpointed
-from aqaa_jax.nn.stack import changed, scan, stack
+from aqaa_jax.nn.remat import LAYER_INPUT
+from aqaa_jax.nn.stack import apart, changed, scan, stack
 from aqaa_jax.sharding.axes import ACT_EMBED, ACT_LENGTH, ACT_VOCAB, BATCH, EMBED, LENGTH, VOCAB
 from aqaa_jax.sharding.manual import gathered
 from aqaa_jax.sharding.partition import constrain
@@ -107,12 +108,11 @@ class Decoder(nnx.Module):
     def unrolled(self) -> Decoder:
         """The same model with its layers held apart, for inference; it takes as much memory again.
 
-        A scan copies every layer's weights out of the stack for each token; on CPU, where one token costs little
-        more than reading the weights, decoding is several times faster without. Names of weights
-        differ (``blocks.0.…``), so this form is not for checkpoints.
+        On a CPU, where one token costs little more than reading the weights, decoding is several times faster without
+        the copies that a scan makes (``nn.stack.apart``). Names of weights differ: not for checkpoints.
         """
         copy = jax.tree.map(lambda x: x, self)
-        copy.blocks = nnx.List([_layer(self.blocks, i) for i in range(self.config.layers)])
+        copy.blocks = apart(self.blocks, self.config.layers)
         return copy
 
     def int8(self, *, apart: bool = True) -> Decoder:
@@ -153,17 +153,10 @@ class Decoder(nnx.Module):
 
     def _over_layers(self, step: Any, carry: Any, remat: str = "none") -> tuple[Any, Any]:
         """``carry, y = step(carry, block, layer)`` over the layers, scanned or one by one."""
-        layers = range(self.config.layers)
-        if self.config.scan and not isinstance(self.blocks, nnx.List):
-            layers_X = jnp.arange(self.config.layers)
-            return scan(step, carry, self.blocks, layers_X, remat=remat, unroll=self.config.unroll)
-        blocks = self.blocks if isinstance(self.blocks, nnx.List) else [_layer(self.blocks, i) for i in layers]
-        body = checkpointed(step, remat, scanned=False)
-        ys = []
-        for layer in layers:
-            carry, y = body(carry, blocks[layer], layer)
-            ys.append(y)
-        return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
+        stacked = self.config.scan or isinstance(self.blocks, nnx.List)
+        blocks = self.blocks if stacked else apart(self.blocks, self.config.layers)
+        layers_X = np.arange(self.config.layers, dtype=np.int32)
+        return scan(step, carry, blocks, layers_X, remat=remat, unroll=self.config.unroll)
 
     def _blocks(self, x_BLD: jax.Array, places: Places, keep_inputs: bool = False) -> tuple[Any, Any]:
         """The last states and, of every layer, its input (None if not kept) and its ``ExpertStats`` (None if dense)."""
@@ -202,10 +195,3 @@ def _int8(block: Block) -> Block:
         for name in names:
             setattr(part, name, Int8Weight(getattr(part, name), in_axes))
     return block
-
-
-def _layer(blocks: Block, layer: int) -> Block:
-    def one(leaf: nnx.Variable) -> nnx.Variable:
-        return leaf.replace(leaf.get_value()[layer], axes=leaf.get_metadata()["axes"][1:])
-
-    return jax.tree.map(one, blocks, is_leaf=lambda x: isinstance(x, nnx.Variable))

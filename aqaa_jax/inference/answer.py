@@ -16,7 +16,7 @@ from aqaa_jax.dsp import wav as wavs
 from aqaa_jax.inference import voice as voices
 from aqaa_jax.inference.generate import generate
 from aqaa_jax.inference.pattern import pattern
-from aqaa_jax.inference.system import System, load_system
+from aqaa_jax.inference.system import System, for_answering, load_system
 from aqaa_jax.inference.voice import Voice
 from aqaa_jax.tokens import interleave, prompt
 from aqaa_jax.tokens.vocab import EOT
@@ -81,8 +81,7 @@ class Aqaa:
 
         ``int8`` rounds the decoder's matrices to int8, a quarter of float32.
         """
-        system = load_system(model)
-        return cls(system._replace(decoder=system.decoder.int8()) if int8 else system)
+        return cls(for_answering(load_system(model), int8=int8))
 
     @overload
     def ask(self, question: Recording, **options: Unpack[AskOptions]) -> Answer: ...

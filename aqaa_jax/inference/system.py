@@ -6,16 +6,20 @@ import importlib.resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from aqaa_jax.checkpoint import folder
 from aqaa_jax.codec.tokenizer import DualTokenizer
 from aqaa_jax.config import SystemConfig
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.parts import abstract, builders
+from aqaa_jax.sharding.partition import device
 from aqaa_jax.tokens.text import TextTokenizer
 from aqaa_jax.tokens.vocab import Vocab
 from aqaa_jax.vocoder.model import Vocoder
 
 SHIPPED = "pocket"
+LARGE = 2**22  # weights of a layer, from which on their copies cost more than a longer compilation
 
 
 class System(NamedTuple):
@@ -59,3 +63,25 @@ def load_system(directory: str | Path | None = None) -> System:
         vocoder=Vocoder.of(config.vocoder, parts["flow"], parts["hift"]),
         speaker_model=speaker_model if speaker_model.is_file() else None,
     )
+
+
+def for_answering(system: System, *, int8: bool = False) -> System:
+    """The system in the form that answers fastest on this device; not for checkpoints.
+
+    ``int8`` rounds the decoder's matrices. On a CPU the stacks of decoder and semantic encoder are taken apart where
+    their layers are large, which takes the memory of both forms for a moment.
+    """
+    decoder, tokenizer, config = system.decoder, system.tokenizer, system.config
+    on_cpu = device().platform == "cpu"
+    if int8:
+        decoder = decoder.int8()
+    elif on_cpu and _layer_weights(decoder.blocks, config.decoder.layers) >= LARGE:
+        decoder = decoder.unrolled()
+    semantic = tokenizer.semantic
+    if on_cpu and _layer_weights(semantic.encoder.blocks, semantic.config.layers) >= LARGE:
+        tokenizer = DualTokenizer.of(config.tokenizer, tokenizer.linguistic, semantic.unrolled())
+    return system._replace(decoder=decoder, tokenizer=tokenizer)
+
+
+def _layer_weights(blocks: Any, layers: int) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(blocks)) // layers

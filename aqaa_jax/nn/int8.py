@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from aqaa_jax.nn.one_row import one_row
-
 TILE = 2**19  # weights converted at a time on a CPU: 2 MB of float32, which stays in the cache
 FEWEST_ROWS = 32
+ROWS = 16  # that a single row of activations meets in registers before a sum is written
 
 
 class Int8Weight(nnx.Module):
@@ -37,7 +38,7 @@ class Int8Weight(nnx.Module):
 
     def matmul(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """``x_TD`` times the weight as a matrix, float32."""
-        on_cpu = one_row if len(x_TD) == 1 else _by_rows
+        on_cpu = _one_row if len(x_TD) == 1 else _by_rows
         y_TF = jax.lax.platform_dependent(x_TD, self.values[...], cpu=on_cpu, default=_whole)
         return y_TF * self.scale[...].reshape(-1)
 
@@ -65,3 +66,18 @@ def _by_rows(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Arr
         return y_TF + jax.lax.dynamic_slice(x_TD, (0, i * rows), (x_TD.shape[0], rows)) @ tile_RF
 
     return jax.lax.fori_loop(0, D // rows, body, jnp.zeros((x_TD.shape[0], F), jnp.float32))
+
+
+def _one_row(x_1D: Float[Array, "1 D"], values: Int8[Array, "..."]) -> Float[Array, "1 F"]:
+    """The same for one token, which reads the weight and does little else: converted in registers.
+
+    One fused loop converts, multiplies and adds ``ROWS`` rows of the weight. A product with ones adds up these sums, a
+    sixteenth of the elements: a reduction would be fused with the loop into something many times slower.
+    """
+    # Tied to ``x``, or the conversion moves out of the loop over tokens: a float32 copy of the whole weight.
+    x_1D, values = jax.lax.optimization_barrier((x_1D.astype(jnp.float32), values))
+    D = x_1D.shape[1]
+    rows = math.gcd(D, ROWS)
+    x_NR, values_NRF = x_1D.reshape(-1, rows), values.reshape(D // rows, rows, -1)
+    sums_NF = sum(x_NR[:, r, None] * values_NRF[:, r].astype(jnp.float32) for r in range(rows))
+    return jnp.ones((1, D // rows)) @ jax.lax.optimization_barrier(sums_NF)

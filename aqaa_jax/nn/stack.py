@@ -1,4 +1,4 @@
-"""A stack of equal blocks: built with a leading layer axis, run with ``lax.scan``."""
+"""A stack of equal blocks: built with a leading layer axis, run with ``lax.scan``, or taken apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aqaa_jax.nn.remat import checkpointed
@@ -37,10 +38,26 @@ def changed(change: Callable[[Block], Block], blocks: Block) -> Block:
     return blocks
 
 
+def apart(blocks: Block, layers: int) -> nnx.List:
+    """The blocks of a stack on their own, for inference; they take as much memory again.
+
+    A scan copies every layer's weights out of the stack when it comes to it, on a CPU at least. Names of weights
+    differ (``blocks.0.…``), so this form is not for checkpoints.
+    """
+
+    def layer(i: int) -> Block:
+        def one(leaf: nnx.Variable) -> nnx.Variable:
+            return leaf.replace(leaf.get_value()[i], axes=leaf.get_metadata()["axes"][1:])
+
+        return jax.tree.map(one, blocks, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+    return nnx.List([layer(i) for i in range(layers)])
+
+
 def scan(
     step: Callable[[Any, Block, Any], tuple[Any, Any]],
     carry: Any,
-    blocks: Block,
+    blocks: Block | nnx.List,
     xs: Any = None,
     *,
     remat: str = "none",
@@ -48,11 +65,23 @@ def scan(
 ) -> tuple[Any, Any]:
     """Run ``carry, y = step(carry, block, x)`` over the stack; ``xs`` and ``ys`` have a leading layer axis.
 
+    Blocks that are ``apart`` are run one by one.
+
     ``remat`` is a policy of ``nn/remat.py``. ``unroll`` layers make one turn of the loop: what one layer sends over
     the network can then wait for the products of another.
 
     A ``step`` that constrains the sharding of its carry needs a carry constrained alike from the start: XLA's
     partitioner was seen to permute batch rows silently otherwise (jax 0.10.2, a mesh of 2 x 2 x 2).
     """
+    if isinstance(blocks, nnx.List):
+        return _one_by_one(checkpointed(step, remat, scanned=False), carry, blocks, xs)
     body = checkpointed(step, remat)
     return jax.lax.scan(lambda c, bx: body(c, bx[0], bx[1]), carry, (blocks, xs), unroll=unroll)
+
+
+def _one_by_one(body: Callable, carry: Any, blocks: nnx.List, xs: Any) -> tuple[Any, Any]:
+    ys = []
+    for layer, block in enumerate(blocks):
+        carry, y = body(carry, block, jax.tree.map(lambda x, i=layer: x[i], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from aqaa_jax.config import EstimatorConfig
 from aqaa_jax.nn.conv import Conv1d, ConvTranspose1d, GroupNorm, masked, mish
+from aqaa_jax.nn.full_attention import full_attention
 from aqaa_jax.nn.linear import Linear, gelu
 from aqaa_jax.nn.norm import LayerNorm
 from aqaa_jax.nn.stack import scan, stack
@@ -24,7 +25,6 @@ from aqaa_jax.sharding.axes import ACT_HEADS, BATCH, CHANNELS_IN, EMBED, FEATURE
 from aqaa_jax.sharding.partition import constrain
 
 GROUPS = 8
-MASKED = -1e30
 
 
 class ConvBlock(nnx.Module):
@@ -77,12 +77,7 @@ class TransformerBlock(nnx.Module):
         q_BTNH = constrain(self.query(x_BTC).reshape(split), BATCH, FRAMES, ACT_HEADS, None)
         k_BSNH = constrain(self.key(x_BTC).reshape(split), BATCH, FRAMES, ACT_HEADS, None)
         v_BSNH = constrain(self.value(x_BTC).reshape(split), BATCH, FRAMES, ACT_HEADS, None)
-        q_BTNH = q_BTNH * (q_BTNH.shape[-1] ** -0.5)
-        scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BSNH).astype(jnp.float32)
-        if real_BT is not None:
-            scores_BNTS = jnp.where(real_BT[:, None, None, :] > 0, scores_BNTS, MASKED)
-        weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(x_BTC.dtype)
-        y_BTNH = jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
+        y_BTNH = full_attention(q_BTNH, k_BSNH, v_BSNH, real_BT)
         return self.out(y_BTNH.reshape(batch, frames, -1))
 
 

@@ -10,7 +10,7 @@ from aqaa_jax.nn import int8
 from aqaa_jax.nn.int8 import Int8Weight
 from aqaa_jax.nn.params import fan_in, weight
 from aqaa_jax.nn.project import project
-from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS
+from aqaa_jax.sharding.axes import EMBED, HEAD_DIM, HEADS, MLP
 
 
 @pytest.fixture
@@ -55,6 +55,24 @@ def test_both_paths_agree(heads):
     half = int8._whole(x.astype(jnp.bfloat16), values)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(int8._by_rows(x.astype(jnp.bfloat16), values), half, rtol=2e-2, atol=1.0)
+
+
+@pytest.mark.parametrize("shape", [(64, 40), (48, 4, 6), (30, 7), (7, 3)])  # rows: 16 times some, 2 times some, odd
+def test_one_row_is_a_row_of_more(shape):
+    values = jax.random.randint(jax.random.key(0), shape, -127, 128, jnp.int8)
+    x = jax.random.normal(jax.random.key(1), (1, shape[0]))
+    np.testing.assert_allclose(jax.jit(int8._one_row)(x, values), int8._whole(x, values), rtol=2e-5, atol=1e-4)
+
+
+def test_a_loop_over_tokens_holds_no_float32_copy(as_for_users):
+    size = 512
+    rounded = Int8Weight(weight(nnx.Rngs(0), (size, size), (EMBED, MLP), fan_in()), 1)
+
+    def tokens(x, rounded):
+        return jax.lax.fori_loop(0, 9, lambda _, x: jnp.tanh(project(x, rounded)), x)
+
+    compiled = jax.jit(tokens).lower(jnp.ones((1, size)), rounded).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * size * size / 8
 
 
 def test_the_activation_dtype_is_kept(heads):
