@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from flax import nnx
 
 from aqaa_jax import Aqaa
 from aqaa_jax.cli.main import main
 from aqaa_jax.dsp import wav as wavs
+from aqaa_jax.inference import system
 
 QUESTION = Path(__file__).parents[2] / "examples" / "question.wav"
 
@@ -31,6 +33,17 @@ def test_three_lines(model, tmp_path):
 def test_int8_weights_give_the_same_answer(model):
     rounded = Aqaa.load(int8=True)
     assert rounded.ask(QUESTION, speak=False).text == model.ask(QUESTION, speak=False).text
+
+
+def test_large_stacks_taken_apart_give_the_same_answer(model, monkeypatch):
+    assert not isinstance(model.system.decoder.blocks, nnx.List)  # a small model compiles faster stacked
+    monkeypatch.setattr(system, "LARGE", 1)
+    apart = Aqaa(system.for_answering(model.system))
+    for blocks in (apart.system.decoder.blocks, apart.system.tokenizer.semantic.encoder.blocks):
+        assert isinstance(blocks, nnx.List)
+    one, other = model.ask(QUESTION, speak=False), apart.ask(QUESTION, speak=False)
+    assert other.text == one.text
+    np.testing.assert_array_equal(other.tokens, one.tokens)
 
 
 def test_same_seed_same_answer_and_a_list_gives_what_each_gives_alone(model):
