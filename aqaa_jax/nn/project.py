@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
+from aqaa_jax.nn.ring import scattered_product
 from aqaa_jax.sharding.axes import ACT_LENGTH, BATCH, LENGTH
 from aqaa_jax.sharding.manual import Gather, gather, scatter, split, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
@@ -137,7 +138,7 @@ def _backward(how, saved, grads):
         whole = gather(matrix, (names, ()))
         grad_TD += jax.lax.dot_general(grad_TF, whole, (((1,), (1 - contracted,)), ((), ())))
         rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
-        weight_grad = scatter(jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), (names, ()))
+        weight_grad = scattered_product(rows, columns, names)
         piece_grads.append((weight_grad.T if contracted else weight_grad).reshape(piece.shape))
     grad_x = jax.lax.optimization_barrier(grad_TD).reshape(*batch, *x.shape[2:])
     return scatter(grad_x, ((), how.positions)), tuple(piece_grads)

@@ -104,7 +104,7 @@ class _Player:
 
     def _issue(self, computation: Computation, op: Op, layer: bool) -> None:
         opcode = op.opcode
-        if opcode == "fusion" or opcode.startswith("async-"):
+        if opcode in ("fusion", "call-start") or opcode.startswith("async-"):
             inner = self._inner(op)
             if inner is not None:
                 return self._fused_collective(computation, op, *inner, layer)
@@ -122,7 +122,7 @@ class _Player:
 
     def _inner(self, op: Op) -> tuple[str, Collective] | None:
         """(role, collective) of a fusion or asynchronous call that holds one."""
-        for name in op.called("calls"):
+        for name in op.called("to_apply" if op.opcode == "call-start" else "calls"):
             inside = self.module.computations[name]
             for inner in inside.ops.values():
                 found = collective(inner, inside, self.torus)
@@ -130,7 +130,7 @@ class _Player:
                     continue
                 text = inside.root.text
                 role = "start" if _START in text else "done" if _DONE in text else ""
-                if op.opcode == "async-start":
+                if op.opcode in ("async-start", "call-start"):  # the latter on a SparseCore
                     role = "async"
                 elif op.opcode == "async-done":
                     return None

@@ -23,7 +23,9 @@ from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EXPERTS, LENGTH
 Gather = tuple[tuple[str, ...], ...]  # per dimension, mesh axes
 
 
-def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
+def over_rows(
+    fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: jax.Array, *, ring: int = 1
+) -> tuple[Any, Any]:
     """``gradients, sums = fn(total, model, batch, key)`` with each device's rows, both added up over devices.
 
     ``gradients`` is a tree like ``model``, ``sums`` any tree; ``total`` adds a tree up over devices. Every leaf of
@@ -48,7 +50,7 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
     specs = jax.tree.map(lambda leaf: leaf.replace(spec_of(leaf)), model, is_leaf=partition.is_variable)
 
     def here(model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
-        with partition.by_hand(apart):
+        with partition.by_hand(apart, ring):
             key = jax.random.fold_in(key, jax.lax.axis_index(rows))
             gradients, sums = fn(total, model, batch, key)
         return jax.tree.map(added, gradients, specs), total(sums)

@@ -52,6 +52,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    ring: int = 1,
     settle: Settle | None = None,
     guard: GuardConfig | None = None,
     frozen: Sequence[str] = (),
@@ -80,7 +81,7 @@ def make_train_step(
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         if by_rows:
-            grads, terms = over_rows(gradients, state.model, batch, key)
+            grads, terms = over_rows(gradients, state.model, batch, key, ring=ring)
         else:
             grads, terms = gradients(lambda x: x, state.model, batch, key)
         loss, means = total_loss(terms, weights)
@@ -132,6 +133,7 @@ def step_of(
         ema_decay=loop.ema_decay,
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
+        ring=loop.ring,
         settle=getattr(stage, "settle", None),
         guard=loop.guard,
         frozen=frozen,

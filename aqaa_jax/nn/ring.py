@@ -1,0 +1,54 @@
+"""The gradient of a weight that is in pieces, added up on its way round a ring of devices, beside its own product."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from aqaa_jax.kernels.accumulate import Piece, add_product, halves, suits
+from aqaa_jax.sharding.manual import scatter
+from aqaa_jax.sharding.partition import context
+
+SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
+
+
+def scattered_product(
+    x_TD: Float[Array, "T D"], g_TF: Float[Array, "T F"], names: tuple[str, ...]
+) -> Float[Array, "R F"]:
+    """This device's rows of ``x^T g``, added up over the mesh axes ``names``, in the order of their devices.
+
+    In rings of ``loop.ring`` devices, n of them side by side, where that was asked for and the matrix is large enough:
+    the product is cut into as many pieces of rows as a ring has devices, and each in two halves of columns, one for
+    either direction. A half starts at the device behind its own and is passed on; every device adds its product. What
+    has arrived is then added up over the n devices at the same place of their rings. Else one product, one
+    reduce-scatter. Sums that travel are in the dtype of ``x`` either way.
+    """
+    size = math.prod(context().mesh.shape[name] for name in names) if names else 1
+    ring = context().ring if names else 1
+    if ring < 2 or size % ring or not _pays(x_TD, g_TF, ring):
+        return scatter(jax.lax.dot_general(x_TD, g_TF, (((0,), (0,)), ((), ()))), (names, ()))
+    side = size // ring  # devices at the same place of their rings are neighbours in the order of ``names``
+    mine, rows = jax.lax.axis_index(names) // side, x_TD.shape[1] // ring
+    sums: list[jax.Array | None] = [None, None]
+    for left in reversed(range(ring)):  # steps that a piece still has before it
+        for half, (way, columns) in enumerate(zip((1, -1), halves(g_TF.shape[1]), strict=True)):
+            if sums[half] is not None:
+                to = [(at, (at + way * side) % size) for at in range(size)]
+                sums[half] = jax.lax.ppermute(sums[half], names, to)
+            piece = Piece((mine + way * left) % ring, rows, *columns)
+            sums[half] = add_product(x_TD, g_TF, piece, sums[half])
+    groups = [list(range(first, first + side)) for first in range(0, size, side)]
+    if side > 1:
+        sums = [
+            jax.lax.psum_scatter(s, names, scatter_dimension=0, axis_index_groups=groups, tiled=True) for s in sums
+        ]
+    return jnp.concatenate(sums, axis=1)
+
+
+def _pays(x_TD: jax.Array, g_TF: jax.Array, ring: int) -> bool:
+    tokens, width, columns = *x_TD.shape, g_TF.shape[1]
+    half = width // ring * (columns // 2) * x_TD.dtype.itemsize
+    return width % ring == 0 and suits(tokens, width // ring, columns, x_TD.dtype.itemsize) and half >= SMALLEST
