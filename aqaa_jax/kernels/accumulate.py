@@ -32,13 +32,14 @@ class Piece(NamedTuple):
 
 def suits(tokens: int, rows: int, columns: int, itemsize: int) -> bool:
     """Whether the kernel takes pieces of ``rows`` rows of a product with ``columns``, contracted over ``tokens``."""
-    return bool(_inner(tokens, itemsize) and _block(rows, ROWS)) and columns % LANES == 0
+    tiles = _inner(tokens, itemsize) and _block(rows, ROWS)
+    return bool(tiles) and columns % LANES == 0 and columns >= 2 * LANES
 
 
 def halves(columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(first, how many) of the columns of two pieces, as equal as whole tiles allow. At least two tiles of 128."""
     width = _width(columns)
-    first = (columns // width + 1) // 2 * width
+    first = pl.cdiv(pl.cdiv(columns, width), 2) * width
     return (0, first), (first, columns - first)
 
 
