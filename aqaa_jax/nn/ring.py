@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from aqaa_jax.kernels.accumulate import Piece, add_product, halves, suits
-from aqaa_jax.sharding.manual import scatter
+from aqaa_jax.kernels.tiles import LANES
+from aqaa_jax.sharding.manual import gather, scatter
 from aqaa_jax.sharding.partition import context
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
+GATHERED = 512 * 2**20  # bytes of a weight from which on it is gathered in parts
+PARTS = 4
 
 
 def scattered_product(
@@ -26,8 +29,7 @@ def scattered_product(
     has arrived is then added up over the n devices at the same place of their rings. Else one product, one
     reduce-scatter. Sums that travel are in the dtype of ``x`` either way.
     """
-    size = math.prod(context().mesh.shape[name] for name in names) if names else 1
-    ring = context().ring if names else 1
+    size, ring = _size(names), context().ring
     if ring < 2 or size % ring or not _pays(x_TD, g_TF, ring):
         return scatter(jax.lax.dot_general(x_TD, g_TF, (((0,), (0,)), ((), ()))), (names, ()))
     side = size // ring  # devices at the same place of their rings are neighbours in the order of ``names``
@@ -46,6 +48,26 @@ def scattered_product(
             jax.lax.psum_scatter(s, names, scatter_dimension=0, axis_index_groups=groups, tiled=True) for s in sums
         ]
     return jnp.concatenate(sums, axis=1)
+
+
+def products_in_parts(
+    x_TI: Float[Array, "T I"], piece: jax.Array, names: tuple[str, ...], contracted: int
+) -> list[Float[Array, "T O"]]:
+    """``x`` times the weight whose rows are split over ``names``, contracted over its rows (0) or columns (1).
+
+    Where gradients go round rings, a large weight of which rows are contracted comes and is used in parts of its
+    columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of the
+    gradient is one any more: then only the first part is waited for.
+    """
+    columns = piece.shape[1]
+    size = _size(names) * piece.size * piece.dtype.itemsize
+    cut = contracted == 0 and names and context().ring > 1 and size >= GATHERED and columns % (PARTS * LANES) == 0
+    pieces = jnp.split(piece, PARTS, axis=1) if cut else [piece]
+    return [jax.lax.dot_general(x_TI, gather(p, (names, ())), (((1,), (contracted,)), ((), ()))) for p in pieces]
+
+
+def _size(names: tuple[str, ...]) -> int:
+    return math.prod(context().mesh.shape[name] for name in names)
 
 
 def _pays(x_TD: jax.Array, g_TF: jax.Array, ring: int) -> bool:

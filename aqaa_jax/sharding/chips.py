@@ -50,7 +50,7 @@ _ICI = "ICI link rate: public figures, not measured here"
 _DCN = "DCN rate: network cards of a host shared evenly, full rate"
 _KERNEL = "attention kernels' share of the peak: taken from another generation"
 _SLOW = "estimated cycles of matrix products are pessimistic"
-_V5P, _V5E, _V6E = (0.73, 0.85, 0.88, 0.96), (0.74, 0.85, 0.88, 0.97), (0.49, 0.72, 0.77, 0.95)
+_V5P, _V5E, _V6E = (0.73, 0.85, 0.88, 0.95), (0.74, 0.85, 0.88, 0.96), (0.49, 0.72, 0.77, 0.95)
 
 CHIPS: dict[str, Chip] = {
     "v4": Chip("v4", 137.5e12, 1.05e9, 31.25, 614e9, 45e9, 3, 4, 3.125e9, _V5P, 2, "", (_ICI, _DCN, _KERNEL)),
