@@ -1,4 +1,4 @@
-"""How well the kernels of matrix products fill the matrix unit, by the schedule of the real TPU compiler; no TPU needed.
+"""How well the kernels of matrix products fill the matrix unit, by the real TPU compiler's schedule; no TPU needed.
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/product_schedule.py [--chip v5p]
 
@@ -77,7 +77,7 @@ def ring_share(chip: str, bundles: int) -> float:
     """Share of the peak over all halves of pieces of a layer; a tile takes its cycles on the units and its overhead."""
     (units, width), at, cores = UNITS[chip], facts(chip), CORES.get(chip, 1)
     best = RING_ROWS * RING_COLUMNS * TOKENS // (units * width**2)
-    fetched = 2 * TOKENS * (RING_ROWS + RING_COLUMNS) * cores / at.hbm * at.clock  # cycles until the first tile is there
+    fetched = 2 * TOKENS * (RING_ROWS + RING_COLUMNS) * cores / at.hbm * at.clock  # cycles before work
     ideal = taken = 0.0
     for columns in COLUMNS:
         for _, wide in halves(columns):

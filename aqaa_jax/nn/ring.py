@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from aqaa_jax.kernels.accumulate import Piece, add_product, halves, suits
 from aqaa_jax.kernels.tiles import LANES
 from aqaa_jax.sharding.manual import gather, scatter
+from aqaa_jax.sharding.mesh import ring_of
 from aqaa_jax.sharding.partition import context
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
@@ -23,14 +24,14 @@ def scattered_product(
 ) -> Float[Array, "R F"]:
     """This device's rows of ``x^T g``, added up over the mesh axes ``names``, in the order of their devices.
 
-    In rings of ``loop.ring`` devices, n of them side by side, where that was asked for and the matrix is large enough:
-    the product is cut into as many pieces of rows as a ring has devices, and each in two halves of columns, one for
-    either direction. A half starts at the device behind its own and is passed on; every device adds its product. What
-    has arrived is then added up over the n devices at the same place of their rings. Else one product, one
-    reduce-scatter. Sums that travel are in the dtype of ``x`` either way.
+    In rings of devices along an axis of the torus (``mesh.ring_of``), n of them side by side, where ``loop.rings`` asks
+    for it and the matrix is large enough: the product is cut into as many pieces of rows as a ring has devices, and
+    each in two halves of columns, one for either direction. A half starts at the device behind its own and is passed
+    on; every device adds its product. What has arrived is then added up over the n devices at the same place of their
+    rings. Else one product, one reduce-scatter. Sums that travel are in the dtype of ``x`` either way.
     """
-    size, ring = _size(names), context().ring
-    if ring < 2 or size % ring or not _pays(x_TD, g_TF, ring):
+    size, ring = _size(names), _ring(names)
+    if ring < 2 or not _pays(x_TD, g_TF, ring):
         return scatter(jax.lax.dot_general(x_TD, g_TF, (((0,), (0,)), ((), ()))), (names, ()))
     side = size // ring  # devices at the same place of their rings are neighbours in the order of ``names``
     mine, rows = jax.lax.axis_index(names) // side, x_TD.shape[1] // ring
@@ -44,9 +45,7 @@ def scattered_product(
             sums[half] = add_product(x_TD, g_TF, piece, sums[half])
     groups = [list(range(first, first + side)) for first in range(0, size, side)]
     if side > 1:
-        sums = [
-            jax.lax.psum_scatter(s, names, scatter_dimension=0, axis_index_groups=groups, tiled=True) for s in sums
-        ]
+        sums = [jax.lax.psum_scatter(s, names, scatter_dimension=0, axis_index_groups=groups, tiled=True) for s in sums]
     return jnp.concatenate(sums, axis=1)
 
 
@@ -61,9 +60,13 @@ def products_in_parts(
     """
     columns = piece.shape[1]
     size = _size(names) * piece.size * piece.dtype.itemsize
-    cut = contracted == 0 and names and context().ring > 1 and size >= GATHERED and columns % (PARTS * LANES) == 0
+    cut = contracted == 0 and _ring(names) > 1 and size >= GATHERED and columns % (PARTS * LANES) == 0
     pieces = jnp.split(piece, PARTS, axis=1) if cut else [piece]
     return [jax.lax.dot_general(x_TI, gather(p, (names, ())), (((1,), (contracted,)), ((), ()))) for p in pieces]
+
+
+def _ring(names: tuple[str, ...]) -> int:
+    return ring_of(context().mesh, names) if context().rings and names else 1
 
 
 def _size(names: tuple[str, ...]) -> int:

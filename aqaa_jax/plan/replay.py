@@ -14,6 +14,7 @@ from typing import Any
 from aqaa_jax.plan import work
 from aqaa_jax.plan.collectives import Collective, Torus, collective
 from aqaa_jax.plan.hlo import Computation, Module, Op, trip_count
+from aqaa_jax.sharding.chips import PRODUCT_KERNELS
 
 ICI, DCN, COPY = "ici", "dcn", "copy"
 _START, _DONE = 'custom_call_target="AsyncCollectiveStart"', 'custom_call_target="AsyncCollectiveDone"'
@@ -219,6 +220,8 @@ class _Player:
         if product and not work.cycles(op):
             busy += product / chip.peak
         seconds = max(busy, moved / chip.hbm)
+        if op.name.startswith(PRODUCT_KERNELS):
+            product, kernel = kernel, 0
         sums: Any = Counter(hbm_bytes=moved, matmul_flops=product, kernel_flops=kernel)
         sums["compute"] = seconds
         if product:
@@ -227,7 +230,7 @@ class _Player:
             sums["kernel"] = seconds
         elif moved / chip.hbm > busy:
             sums["memory_bound"] = seconds
-        if op.opcode == "custom-call" and not kernel and "tpu_custom_call" in op.text:
+        if op.opcode == "custom-call" and not kernel and not product and "tpu_custom_call" in op.text:
             self.out.notes.add("a Pallas kernel declares no FLOPs: its time is missing")
         return sums
 

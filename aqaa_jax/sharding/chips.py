@@ -42,8 +42,10 @@ class Chip:
 
 # Shares are those of rows of 4,096 tokens and 12 query heads a group, by the final instruction bundles of the compiler
 # (benchmarks/kernel_schedule.py): those of tiles and of what is done once a row, and tiles half of which is masked.
-# Longer rows reach more: the forward kernel of v5p 73 % at 4,096 and 89 % at 32,768.
+# Longer rows reach more: the forward kernel of v5p 73 % at 4,096 and 89 % at 32,768. The last kernel, a product, by
+# benchmarks/product_schedule.py: all pieces of a layer of the 130B, the way of a first tile from memory included.
 KERNELS = ("sqrt_alibi_forward", "sqrt_alibi_d_queries", "sqrt_alibi_d_keys_values", "add_product")
+PRODUCT_KERNELS = ("add_product",)  # plans count them with the compiler's own products
 OTHER_KERNELS = 0.8  # assumed
 
 _ICI = "ICI link rate: public figures, not measured here"

@@ -19,7 +19,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from aqaa_jax.config import MeshConfig
+from aqaa_jax.sharding.chips import CHIPS
 from aqaa_jax.sharding.rules import DATA, FSDP, MESH_AXES
+from aqaa_jax.sharding.xla_flags import generation
 
 DCN_AXES = {"dcn_data": DATA, "dcn_fsdp": FSDP}  # numbers of slices -> the mesh axis that they prolong
 Device = Any  # jax.Device, which type checkers take for a value
@@ -46,6 +48,28 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Device] | None
     grid = blocks.reshape(sizes.dcn_data, sizes.dcn_fsdp, *within).swapaxes(1, 2)
     whole = (sizes.dcn_data * sizes.data, sizes.dcn_fsdp * sizes.fsdp, *within[2:])
     return Mesh(grid.reshape(whole), MESH_AXES, axis_types=_TYPES)
+
+
+def ring_of(mesh: Mesh, names: Sequence[str]) -> int:
+    """Devices in each of the rings that the devices along the axes ``names``, in their order, fall into; 1: no ring.
+
+    The neighbour in a ring is the device so many places on that there are as many rings as places. On TPUs it is the
+    next chip along a closed axis of the torus; other devices are all one ring.
+    """
+    along = np.moveaxis(mesh.devices, [mesh.axis_names.index(name) for name in names], range(len(names)))
+    along = along.reshape(math.prod(along.shape[: len(names)]), -1)
+    known = CHIPS.get(generation(along[0, 0].device_kind))
+    if known is None:
+        return len(along)
+    where = np.array([[(getattr(d, "slice_index", 0), *d.coords) for d in row] for row in along])
+    torus = np.max([d.coords for d in mesh.devices.flat], axis=0) + 1
+    for axis, size in enumerate(torus.tolist(), start=1):
+        if size % known.wrap == 0 and len(along) % size == 0:
+            steps = np.abs(np.roll(where, -(len(along) // size), axis=0) - where)
+            hops = np.minimum(steps[..., axis], size - steps[..., axis])
+            if np.all(hops == 1) and np.all(np.delete(steps, axis, axis=-1) == 0):
+                return size
+    return 1
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:

@@ -62,7 +62,7 @@ def test_a_sum_on_a_sparsecore_takes_the_links():
 """
     lines = [
         "%w0 = bf16[16,1048576] broadcast(%v)",
-        "%s = ((bf16[16,1048576]), bf16[16,1048576]) call-start(%w0), async_execution_thread=\"sparsecore\", "
+        '%s = ((bf16[16,1048576]), bf16[16,1048576]) call-start(%w0), async_execution_thread="sparsecore", '
         "to_apply=%sum",
         busy("m", "%v"),
         "%d = bf16[16,1048576] call-done(%s)",
@@ -72,6 +72,17 @@ def test_a_sum_on_a_sparsecore_takes_the_links():
     assert out.sums["exposed_ici"] == pytest.approx(max(0.0, 2 * GATHER - 0.001))
     (what,) = out.counts
     assert what.asynchronous and what.collective.kind == "all-reduce"
+
+
+def test_a_kernel_that_is_a_product_counts_as_one():
+    def kernel(name):
+        cost = '{"custom_call_config":{"cost_estimate":{"flops":"459000000000","bytes_accessed":"256"}}}'
+        return f'%{name} = bf16[128] custom-call(%v), custom_call_target="tpu_custom_call", backend_config={cost}'
+
+    out = play([kernel("add_product.1"), kernel("sqrt_alibi_forward.2")])
+    assert out.sums["matmul_flops"] == out.sums["kernel_flops"] == 459e9
+    assert out.sums["matmul"] == pytest.approx(0.001 / CHIP.kernel("add_product"))
+    assert out.sums["kernel"] == pytest.approx(0.001 / CHIP.kernel("sqrt_alibi_forward"))
 
 
 def test_transfers_share_the_links():
