@@ -150,4 +150,17 @@ def _along_torus(within: tuple[int, ...], devices: list[Device]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(within, devices)
     except NotImplementedError:
-        return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    for axis, size in enumerate(within):
+        along = np.moveaxis(grid, axis, 0).reshape(size, -1)[:, 0]
+        grid = np.take(grid, _whole_axes_first(along, devices), axis)
+    return grid
+
+
+def _whole_axes_first(along: np.ndarray, devices: list[Device]) -> list[int]:
+    """The places of ``along`` a mesh axis in the order of their coordinates, those on whole axes of the torus, the
+    longest of them, first: these make rings (``ring_of``)."""
+    coords, sizes = np.array([d.coords for d in along]), np.max([d.coords for d in devices], axis=0) + 1
+    whole = [len({*column}) == size for column, size in zip(coords.T.tolist(), sizes, strict=True)]
+    order = sorted(range(len(sizes)), key=lambda t: (not whole[t], -sizes[t]))
+    return sorted(range(len(along)), key=lambda place: tuple(coords[place, order]))
