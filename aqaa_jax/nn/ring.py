@@ -16,7 +16,7 @@ from aqaa_jax.sharding.partition import context
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
 GATHERED = 512 * 2**20  # bytes of a weight from which on it is gathered in parts
-PARTS = 4
+FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
 
 
 def scattered_product(
@@ -58,11 +58,21 @@ def products_in_parts(
     columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of the
     gradient is one any more: then only the first part is waited for.
     """
-    columns = piece.shape[1]
     size = _size(names) * piece.size * piece.dtype.itemsize
-    cut = contracted == 0 and _ring(names) > 1 and size >= GATHERED and columns % (PARTS * LANES) == 0
-    pieces = jnp.split(piece, PARTS, axis=1) if cut else [piece]
+    cut = contracted == 0 and _ring(names) > 1 and size >= GATHERED and piece.shape[1] % LANES == 0
+    pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size), axis=1) if cut else [piece]
     return [jax.lax.dot_general(x_TI, gather(p, (names, ())), (((1,), (contracted,)), ((), ()))) for p in pieces]
+
+
+def _cuts(lanes: int, size: int) -> list[int]:
+    """The columns at which a weight of ``lanes`` tiles of them and ``size`` bytes is cut."""
+    at, part = 0, max(1, FIRST * lanes // size)
+    cuts = []
+    while lanes - at >= 1.5 * part:
+        at += part
+        cuts.append(at * LANES)
+        part = round(GROWTH * part)
+    return cuts
 
 
 def _ring(names: tuple[str, ...]) -> int:

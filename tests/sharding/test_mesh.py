@@ -90,7 +90,12 @@ def test_axes_lie_along_the_torus():
     cases = [
         ("v5p:4x16x16", 1, "data=4,fsdp=-1", {"data": [1, 4, 1, 1], "fsdp": [1, 1, 16, 16], "ring": 16}),
         ("v5p:8x8x16", 1, "data=8,fsdp=128", {"data": [1, 1, 8, 1], "fsdp": [1, 8, 1, 16], "ring": 8}),
-        ("v5p:8x8x16", 1, "data=4,fsdp=256", {"data": [1, 1, 4, 1], "fsdp": [1, 8, 2, 16], "ring": 16}),  # none make 256
+        (
+            "v5p:8x8x16",
+            1,
+            "data=4,fsdp=256",
+            {"data": [1, 1, 4, 1], "fsdp": [1, 8, 2, 16], "ring": 16},
+        ),  # none make 256
         ("v5p:8x8x8", 2, "dcn_data=2,fsdp=512", {"data": [2, 1, 1, 1], "fsdp": [1, 8, 8, 8], "ring": 8}),
         ("v5p:4x4x4", 2, "dcn_fsdp=-1,fsdp=16,tensor=4", {"fsdp": [2, 1, 4, 4], "tensor": [1, 4, 1, 1], "ring": 1}),
         ("v5p:4x16x16", 1, "fsdp=256,context=4", {"fsdp": [1, 1, 16, 16], "ring": 16}),
