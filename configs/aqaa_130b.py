@@ -43,6 +43,7 @@ def _stage(steps: int, lr: float) -> dict:
             "steps": steps,
             "save_every": 500,
             "by_rows": True,
+            "rings": True,
             "sharding": {"strategy": "hsdp", "mesh": {"data": 4, "fsdp": 256}},
         },
         "optimizer": {"peak_lr": lr, "warmup_steps": 200, "beta2": 0.95, "weight_decay": 0.1, "final_fraction": 0.1},

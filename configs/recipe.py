@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-AT_SCALE = {"by_rows": True, "sharding": {"strategy": "hsdp", "mesh": {"data": 4, "fsdp": 256}}}  # 1,024 v5p chips
+# 1,024 v5p chips
+AT_SCALE = {"by_rows": True, "rings": True, "sharding": {"strategy": "hsdp", "mesh": {"data": 4, "fsdp": 256}}}
 VARIANTS = ("pocket", "more", "scratch", "smoke", "full")
 POST_TRAINING = ("sft1", "select", "sft2", "pairs", "dpo", "merge", "package")
 PREFERENCE = {

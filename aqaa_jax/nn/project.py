@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
+from aqaa_jax.nn.ring import products_in_parts, scattered_product
 from aqaa_jax.sharding.axes import ACT_LENGTH, BATCH, LENGTH
 from aqaa_jax.sharding.manual import Gather, gather, scatter, split, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
@@ -130,16 +132,17 @@ def _backward(how, saved, grads):
     x, pieces = saved
     x, grads = jax.lax.optimization_barrier((x, tuple(g.astype(x.dtype) for g in grads)))
     x_TD, batch = _tokens(gather(x, ((), how.positions)), how.in_axes)
-    grad_TD, piece_grads = 0, []
+    grad_parts, piece_grads = [], []
     for piece, over, grad in zip(pieces, how.over, grads, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
         grad_TF = _whole_again(grad, how).reshape(x_TD.shape[0], -1)
-        whole = gather(matrix, (names, ()))
-        grad_TD += jax.lax.dot_general(grad_TF, whole, (((1,), (1 - contracted,)), ((), ())))
+        parts = products_in_parts(grad_TF, matrix, names, 1 - contracted)
+        grad_parts = [sum(same) for same in zip(grad_parts, parts, strict=True)] if grad_parts else parts
         rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
-        weight_grad = scatter(jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), (names, ()))
+        weight_grad = scattered_product(rows, columns, names)
         piece_grads.append((weight_grad.T if contracted else weight_grad).reshape(piece.shape))
-    grad_x = jax.lax.optimization_barrier(grad_TD).reshape(*batch, *x.shape[2:])
+    grad_TD = jnp.concatenate(jax.lax.optimization_barrier(grad_parts), axis=1)
+    grad_x = grad_TD.reshape(*batch, *x.shape[2:])
     return scatter(grad_x, ((), how.positions)), tuple(piece_grads)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from aqaa_jax.plan import work
 from aqaa_jax.plan.collectives import Collective, Torus, collective
 from aqaa_jax.plan.hlo import Computation, Module, Op, trip_count
+from aqaa_jax.sharding.chips import PRODUCT_KERNELS
 
 ICI, DCN, COPY = "ici", "dcn", "copy"
 _START, _DONE = 'custom_call_target="AsyncCollectiveStart"', 'custom_call_target="AsyncCollectiveDone"'
@@ -104,7 +105,7 @@ class _Player:
 
     def _issue(self, computation: Computation, op: Op, layer: bool) -> None:
         opcode = op.opcode
-        if opcode == "fusion" or opcode.startswith("async-"):
+        if opcode in ("fusion", "call-start") or opcode.startswith("async-"):
             inner = self._inner(op)
             if inner is not None:
                 return self._fused_collective(computation, op, *inner, layer)
@@ -122,7 +123,7 @@ class _Player:
 
     def _inner(self, op: Op) -> tuple[str, Collective] | None:
         """(role, collective) of a fusion or asynchronous call that holds one."""
-        for name in op.called("calls"):
+        for name in op.called("to_apply" if op.opcode == "call-start" else "calls"):
             inside = self.module.computations[name]
             for inner in inside.ops.values():
                 found = collective(inner, inside, self.torus)
@@ -130,7 +131,7 @@ class _Player:
                     continue
                 text = inside.root.text
                 role = "start" if _START in text else "done" if _DONE in text else ""
-                if op.opcode == "async-start":
+                if op.opcode in ("async-start", "call-start"):  # the latter on a SparseCore
                     role = "async"
                 elif op.opcode == "async-done":
                     return None
@@ -219,6 +220,8 @@ class _Player:
         if product and not work.cycles(op):
             busy += product / chip.peak
         seconds = max(busy, moved / chip.hbm)
+        if op.name.startswith(PRODUCT_KERNELS):
+            product, kernel = kernel, 0
         sums: Any = Counter(hbm_bytes=moved, matmul_flops=product, kernel_flops=kernel)
         sums["compute"] = seconds
         if product:
@@ -227,7 +230,7 @@ class _Player:
             sums["kernel"] = seconds
         elif moved / chip.hbm > busy:
             sums["memory_bound"] = seconds
-        if op.opcode == "custom-call" and not kernel and "tpu_custom_call" in op.text:
+        if op.opcode == "custom-call" and not kernel and not product and "tpu_custom_call" in op.text:
             self.out.notes.add("a Pallas kernel declares no FLOPs: its time is missing")
         return sums
 

@@ -29,7 +29,7 @@ class Chip:
     torus: int  # dimensions of the torus
     wrap: int  # a torus dimension closes into a ring when its size is a multiple of this
     dcn: float  # bytes/s of a device's share of its host's network cards
-    kernels: tuple[float, float, float]  # see ``KERNELS``
+    kernels: tuple[float, float, float, float]  # see ``KERNELS``
     per_chip: int = 1  # devices
     cycles: str = ""  # what is known against the compiler's estimated cycles
     assumed: tuple[str, ...] = ()
@@ -42,15 +42,17 @@ class Chip:
 
 # Shares are those of rows of 4,096 tokens and 12 query heads a group, by the final instruction bundles of the compiler
 # (benchmarks/kernel_schedule.py): those of tiles and of what is done once a row, and tiles half of which is masked.
-# Longer rows reach more: the forward kernel of v5p 73 % at 4,096 and 89 % at 32,768.
-KERNELS = ("sqrt_alibi_forward", "sqrt_alibi_d_queries", "sqrt_alibi_d_keys_values")
+# Longer rows reach more: the forward kernel of v5p 73 % at 4,096 and 89 % at 32,768. The last kernel, a product, by
+# benchmarks/product_schedule.py: all pieces of a layer of the 130B, the way of a first tile from memory included.
+KERNELS = ("sqrt_alibi_forward", "sqrt_alibi_d_queries", "sqrt_alibi_d_keys_values", "add_product")
+PRODUCT_KERNELS = ("add_product",)  # plans count them with the compiler's own products
 OTHER_KERNELS = 0.8  # assumed
 
 _ICI = "ICI link rate: public figures, not measured here"
 _DCN = "DCN rate: network cards of a host shared evenly, full rate"
 _KERNEL = "attention kernels' share of the peak: taken from another generation"
 _SLOW = "estimated cycles of matrix products are pessimistic"
-_V5P, _V5E, _V6E = (0.73, 0.85, 0.88), (0.74, 0.85, 0.88), (0.49, 0.72, 0.77)
+_V5P, _V5E, _V6E = (0.73, 0.85, 0.88, 0.95), (0.74, 0.85, 0.88, 0.96), (0.49, 0.72, 0.77, 0.95)
 
 CHIPS: dict[str, Chip] = {
     "v4": Chip("v4", 137.5e12, 1.05e9, 31.25, 614e9, 45e9, 3, 4, 3.125e9, _V5P, 2, "", (_ICI, _DCN, _KERNEL)),

@@ -23,12 +23,15 @@ from aqaa_jax.sharding.axes import ACT_EXPERTS, BATCH, EXPERTS, LENGTH
 Gather = tuple[tuple[str, ...], ...]  # per dimension, mesh axes
 
 
-def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
+def over_rows(
+    fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: jax.Array, *, rings: bool = False
+) -> tuple[Any, Any]:
     """``gradients, sums = fn(total, model, batch, key)`` with each device's rows, both added up over devices.
 
     ``gradients`` is a tree like ``model``, ``sums`` any tree; ``total`` adds a tree up over devices. Every leaf of
     ``batch`` has rows in front; ``key`` differs from device to device. A gradient is added up once, in its own dtype,
-    over the devices that hold the same piece of its weight. Outside ``partitioning``, or where rows are not split,
+    over the devices that hold the same piece of its weight. With ``rings`` those of large weights are added up on
+    their way round rings of devices (``nn/ring.py``). Outside ``partitioning``, or where rows are not split,
     ``fn`` gets everything. Raises ``ValueError`` for rows that do not divide.
     """
     context = partition.context()
@@ -48,7 +51,7 @@ def over_rows(fn: Callable[..., tuple[Any, Any]], model: Any, batch: Any, key: j
     specs = jax.tree.map(lambda leaf: leaf.replace(spec_of(leaf)), model, is_leaf=partition.is_variable)
 
     def here(model: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
-        with partition.by_hand(apart):
+        with partition.by_hand(apart, rings=rings):
             key = jax.random.fold_in(key, jax.lax.axis_index(rows))
             gradients, sums = fn(total, model, batch, key)
         return jax.tree.map(added, gradients, specs), total(sums)

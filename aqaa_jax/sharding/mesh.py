@@ -19,7 +19,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from aqaa_jax.config import MeshConfig
+from aqaa_jax.sharding.chips import CHIPS
 from aqaa_jax.sharding.rules import DATA, FSDP, MESH_AXES
+from aqaa_jax.sharding.xla_flags import generation
 
 DCN_AXES = {"dcn_data": DATA, "dcn_fsdp": FSDP}  # numbers of slices -> the mesh axis that they prolong
 Device = Any  # jax.Device, which type checkers take for a value
@@ -46,6 +48,28 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Device] | None
     grid = blocks.reshape(sizes.dcn_data, sizes.dcn_fsdp, *within).swapaxes(1, 2)
     whole = (sizes.dcn_data * sizes.data, sizes.dcn_fsdp * sizes.fsdp, *within[2:])
     return Mesh(grid.reshape(whole), MESH_AXES, axis_types=_TYPES)
+
+
+def ring_of(mesh: Mesh, names: Sequence[str]) -> int:
+    """Devices in each of the rings that the devices along the axes ``names``, in their order, fall into; 1: no ring.
+
+    The neighbour in a ring is the device so many places on that there are as many rings as places. On TPUs it is the
+    next chip along a closed axis of the torus; other devices are all one ring.
+    """
+    along = np.moveaxis(mesh.devices, [mesh.axis_names.index(name) for name in names], range(len(names)))
+    along = along.reshape(math.prod(along.shape[: len(names)]), -1)
+    known = CHIPS.get(generation(along[0, 0].device_kind))
+    if known is None:
+        return len(along)
+    where = np.array([[(getattr(d, "slice_index", 0), *d.coords) for d in row] for row in along])
+    torus = np.max([d.coords for d in mesh.devices.flat], axis=0) + 1
+    for axis, size in enumerate(torus.tolist(), start=1):
+        if size % known.wrap == 0 and len(along) % size == 0:
+            steps = np.abs(np.roll(where, -(len(along) // size), axis=0) - where)
+            hops = np.minimum(steps[..., axis], size - steps[..., axis])
+            if np.all(hops == 1) and np.all(np.delete(steps, axis, axis=-1) == 0):
+                return size
+    return 1
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
@@ -126,4 +150,17 @@ def _along_torus(within: tuple[int, ...], devices: list[Device]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(within, devices)
     except NotImplementedError:
-        return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    for axis, size in enumerate(within):
+        along = np.moveaxis(grid, axis, 0).reshape(size, -1)[:, 0]
+        grid = np.take(grid, _whole_axes_first(along, devices), axis)
+    return grid
+
+
+def _whole_axes_first(along: np.ndarray, devices: list[Device]) -> list[int]:
+    """The places of ``along`` a mesh axis in the order of their coordinates, those on whole axes of the torus, the
+    longest of them, first: these make rings (``ring_of``)."""
+    coords, sizes = np.array([d.coords for d in along]), np.max([d.coords for d in devices], axis=0) + 1
+    whole = [len({*column}) == size for column, size in zip(coords.T.tolist(), sizes, strict=True)]
+    order = sorted(range(len(sizes)), key=lambda t: (not whole[t], -sizes[t]))
+    return sorted(range(len(along)), key=lambda place: tuple(coords[place, order]))

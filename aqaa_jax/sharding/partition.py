@@ -32,6 +32,7 @@ class Context(NamedTuple):
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     manual: tuple[str, ...] = ()  # mesh axes whose devices run apart here: arrays are already pieces along them
+    rings: bool = False  # those who add up gradients of weights by hand may pass them round rings of devices
 
     @property
     def left(self) -> tuple[str, ...]:
@@ -169,10 +170,10 @@ def context() -> Context | None:
 
 
 @contextlib.contextmanager
-def by_hand(axes: Sequence[str]) -> Iterator[None]:
+def by_hand(axes: Sequence[str], *, rings: bool = False) -> Iterator[None]:
     """Within the body of a ``shard_map`` over the mesh ``axes``: what is left of the mesh is the compiler's."""
     here = _CONTEXT.value
-    with _CONTEXT(here._replace(manual=(*here.manual, *axes))):
+    with _CONTEXT(here._replace(manual=(*here.manual, *axes), rings=rings or here.rings)):
         yield
 
 

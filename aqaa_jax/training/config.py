@@ -63,6 +63,7 @@ class LoopConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     microbatches: int = 1  # parts of a batch that go through one after another; the step is that of the whole
     by_rows: bool = False  # devices work on their own rows, gradients are added up once a step (sharding/manual.py)
+    rings: bool = False  # with by_rows: gradients of large weights are added up round rings of devices (nn/ring.py)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     xla: tuple[str, ...] = ()  # compiler options on top of the TPU's table: offload, or NAME=VALUE
     executable: str = ""  # a step compiled by `aqaa plan --save`, run in place of one compiled here

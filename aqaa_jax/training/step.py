@@ -52,6 +52,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     microbatches: int = 1,
     by_rows: bool = False,
+    rings: bool = False,
     settle: Settle | None = None,
     guard: GuardConfig | None = None,
     frozen: Sequence[str] = (),
@@ -67,10 +68,11 @@ def make_train_step(
     are. ``counted`` is the term whose count is the metric ``tokens``: what was trained on.
     ``microbatches`` cuts the rows of the batch into so many parts, one after another in memory; the step is that of the
     whole batch, apart from the random numbers of a loss. With ``by_rows`` every device works on its own rows and
-    gradients are added up over devices once, after the last part (``sharding/manual.py``); without, the compiler
-    decides. ``settle`` has the last word on the model of a step that is not skipped; terms that are arrays are there
-    for it, not for the metrics. ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not
-    positive or does not divide the rows.
+    gradients are added up over devices once, after the last part (``sharding/manual.py``), those of large weights with
+    ``rings`` on their way round rings of devices; without, the compiler decides. ``settle`` has the last word on the
+    model of a step that is not skipped; terms that are arrays are there for it, not for the metrics.
+    ``compiler_options`` go to XLA. Raises ``ValueError`` if ``microbatches`` is not positive or does not divide the
+    rows.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}; expected at least 1")
@@ -80,7 +82,7 @@ def make_train_step(
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         if by_rows:
-            grads, terms = over_rows(gradients, state.model, batch, key)
+            grads, terms = over_rows(gradients, state.model, batch, key, rings=rings)
         else:
             grads, terms = gradients(lambda x: x, state.model, batch, key)
         loss, means = total_loss(terms, weights)
@@ -132,6 +134,7 @@ def step_of(
         ema_decay=loop.ema_decay,
         microbatches=loop.microbatches,
         by_rows=loop.by_rows,
+        rings=loop.rings,
         settle=getattr(stage, "settle", None),
         guard=loop.guard,
         frozen=frozen,

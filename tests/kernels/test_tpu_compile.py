@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aqaa_jax.config import DecoderConfig, MeshConfig
 from aqaa_jax.decoder.model import Decoder
+from aqaa_jax.kernels.accumulate import Piece, add_product, halves
 from aqaa_jax.kernels.flash import flash_attention
 from aqaa_jax.nn.kv_cache import KVCache
 from aqaa_jax.sharding.mesh import make_mesh
@@ -84,6 +85,24 @@ def test_memory_of_long_rows(L, limit):
     peak = program.memory_analysis().peak_memory_in_bytes / GIB
     assert peak <= limit
     assert largest(program.as_text()) == L * 24 * 128  # the queries
+
+
+@pytest.mark.parametrize("chip", ["v5p", "v6e", "v5e", "tpu7x"])
+@pytest.mark.parametrize("tokens", [4096, 12288])
+def test_a_gradient_is_added_up_in_place(chip, tokens):
+    mesh, (column, wide) = make_mesh(MeshConfig(), devices(CHIPS[chip])[:1]), halves(31232)[0]
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def step(total, x, g, row):
+        return add_product(x, g, Piece(row, 768, column, wide), total)
+
+    given = shape(768, wide), shape(tokens, 12288), shape(tokens, 31232), shape(dtype=jnp.int32)
+    with partitioning(mesh, strategy("replicated")), jax.set_mesh(mesh):
+        memory = jax.jit(step, donate_argnums=0).lower(*given).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == 2 * 768 * wide
+    assert memory.temp_size_in_bytes < 2**20
 
 
 @pytest.mark.long

@@ -53,6 +53,38 @@ def test_an_asynchronous_gather_hides_behind_work():
     assert soon.seconds == pytest.approx(0.002 + GATHER)
 
 
+def test_a_sum_on_a_sparsecore_takes_the_links():
+    called = """%sum (p: bf16[16,1048576]) -> bf16[16,1048576] {
+  %p = bf16[16,1048576] parameter(0)
+  ROOT %r = bf16[16,1048576] all-reduce(%p), channel_id=2, replica_groups=[1,16]<=[16], to_apply=%add
+}, execution_thread="sparsecore"
+
+"""
+    lines = [
+        "%w0 = bf16[16,1048576] broadcast(%v)",
+        '%s = ((bf16[16,1048576]), bf16[16,1048576]) call-start(%w0), async_execution_thread="sparsecore", '
+        "to_apply=%sum",
+        busy("m", "%v"),
+        "%d = bf16[16,1048576] call-done(%s)",
+    ]
+    out = play(lines, called)
+    assert out.sums["ici"] == pytest.approx(2 * GATHER)
+    assert out.sums["exposed_ici"] == pytest.approx(max(0.0, 2 * GATHER - 0.001))
+    (what,) = out.counts
+    assert what.asynchronous and what.collective.kind == "all-reduce"
+
+
+def test_a_kernel_that_is_a_product_counts_as_one():
+    def kernel(name):
+        cost = '{"custom_call_config":{"cost_estimate":{"flops":"459000000000","bytes_accessed":"256"}}}'
+        return f'%{name} = bf16[128] custom-call(%v), custom_call_target="tpu_custom_call", backend_config={cost}'
+
+    out = play([kernel("add_product.1"), kernel("sqrt_alibi_forward.2")])
+    assert out.sums["matmul_flops"] == out.sums["kernel_flops"] == 459e9
+    assert out.sums["matmul"] == pytest.approx(0.001 / CHIP.kernel("add_product"))
+    assert out.sums["kernel"] == pytest.approx(0.001 / CHIP.kernel("sqrt_alibi_forward"))
+
+
 def test_transfers_share_the_links():
     second = START.replace("%s =", "%t =").replace("channel_id=1", "channel_id=2")
     both = ["%g = bf16[16,1048576] all-gather-done(%s)", "%h = bf16[16,1048576] all-gather-done(%t)"]

@@ -69,7 +69,7 @@ def test_a_mesh_without_devices():
 TOPOLOGIES = """
 import json, numpy as np
 from jax.experimental import topologies
-from aqaa_jax.sharding.mesh import make_mesh, parse_mesh
+from aqaa_jax.sharding.mesh import make_mesh, parse_mesh, ring_of
 for name, slices, sizes in json.loads(input()):
     more = {"num_slices": slices} if slices > 1 else {}
     mesh = make_mesh(parse_mesh(sizes), topologies.get_topology_desc(name, platform="tpu", **more).devices)
@@ -78,19 +78,31 @@ for name, slices, sizes in json.loads(input()):
         along = np.moveaxis(mesh.devices, i, 0).reshape(mesh.devices.shape[i], -1)[:, 0]
         places = np.array([(getattr(d, "slice_index", 0), *d.coords) for d in along])
         told[axis] = [len(set(column)) for column in places.T.tolist()]
+    told["ring"] = ring_of(mesh, [axis for axis in ("fsdp", "context") if mesh.shape[axis] > 1])
     print(json.dumps(told))
 """
 
 
 def test_axes_lie_along_the_torus():
-    """Slices and coordinates that each axis goes through, in topologies that the TPU compiler knows."""
+    """Slices and coordinates that each axis goes through, in topologies that the TPU compiler knows; and rings of chips
+    next to one another: whole closed axes of the torus that the devices of a weight begin with."""
     pytest.importorskip("libtpu")
     cases = [
-        ("v5p:4x16x16", 1, "data=4,fsdp=-1", {"data": [1, 4, 1, 1], "fsdp": [1, 1, 16, 16]}),
-        ("v5p:8x8x16", 1, "data=8,fsdp=128", {"data": [1, 1, 8, 1], "fsdp": [1, 8, 1, 16]}),
-        ("v5p:8x8x16", 1, "data=4,fsdp=256", {"data": [1, 1, 4, 1], "fsdp": [1, 8, 2, 16]}),  # no axes make 256
-        ("v5p:8x8x8", 2, "dcn_data=2,fsdp=512", {"data": [2, 1, 1, 1], "fsdp": [1, 8, 8, 8]}),
-        ("v5p:4x4x4", 2, "dcn_fsdp=-1,fsdp=16,tensor=4", {"fsdp": [2, 1, 4, 4], "tensor": [1, 4, 1, 1]}),
+        ("v5p:4x16x16", 1, "data=4,fsdp=-1", {"data": [1, 4, 1, 1], "fsdp": [1, 1, 16, 16], "ring": 16}),
+        ("v5p:8x8x16", 1, "data=8,fsdp=128", {"data": [1, 1, 8, 1], "fsdp": [1, 8, 1, 16], "ring": 8}),
+        (
+            "v5p:8x8x16",
+            1,
+            "data=4,fsdp=256",
+            {"data": [1, 1, 4, 1], "fsdp": [1, 8, 2, 16], "ring": 16},
+        ),  # none make 256
+        ("v5p:8x8x8", 2, "dcn_data=2,fsdp=512", {"data": [2, 1, 1, 1], "fsdp": [1, 8, 8, 8], "ring": 8}),
+        ("v5p:4x4x4", 2, "dcn_fsdp=-1,fsdp=16,tensor=4", {"fsdp": [2, 1, 4, 4], "tensor": [1, 4, 1, 1], "ring": 1}),
+        ("v5p:4x16x16", 1, "fsdp=256,context=4", {"fsdp": [1, 1, 16, 16], "ring": 16}),
+        ("v5p:8x8x16", 1, "fsdp=256,context=4", {"fsdp": [1, 2, 8, 16], "ring": 16}),  # half of an axis comes last
+        ("v5p:2x2x4", 1, "fsdp=16", {"fsdp": [1, 2, 2, 4], "ring": 1}),
+        ("v6e:8x16", 1, "fsdp=128", {"ring": 1}),  # axes of v6e close at 16
+        ("tpu7x:4x4x4", 1, "fsdp=128", {"ring": 4}),
     ]
     done = subprocess.run(
         [sys.executable, "-c", TOPOLOGIES],

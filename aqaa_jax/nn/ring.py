@@ -1,0 +1,89 @@
+"""The gradient of a weight that is in pieces, added up on its way round a ring of devices, beside its own product."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from aqaa_jax.kernels.accumulate import Piece, add_product, halves, suits
+from aqaa_jax.kernels.tiles import LANES
+from aqaa_jax.sharding.manual import gather, scatter
+from aqaa_jax.sharding.mesh import ring_of
+from aqaa_jax.sharding.partition import context
+
+SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
+GATHERED = 512 * 2**20  # bytes of a weight from which on it is gathered in parts
+FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
+
+
+def scattered_product(
+    x_TD: Float[Array, "T D"], g_TF: Float[Array, "T F"], names: tuple[str, ...]
+) -> Float[Array, "R F"]:
+    """This device's rows of ``x^T g``, added up over the mesh axes ``names``, in the order of their devices.
+
+    In rings of devices along an axis of the torus (``mesh.ring_of``), n of them side by side, where ``loop.rings`` asks
+    for it and the matrix is large enough: the product is cut into as many pieces of rows as a ring has devices, and
+    each in two halves of columns, one for either direction. A half starts at the device behind its own and is passed
+    on; every device adds its product. What has arrived is then added up over the n devices at the same place of their
+    rings. Else one product, one reduce-scatter. Sums that travel are in the dtype of ``x`` either way.
+    """
+    size, ring = _size(names), _ring(names)
+    if ring < 2 or not _pays(x_TD, g_TF, ring):
+        return scatter(jax.lax.dot_general(x_TD, g_TF, (((0,), (0,)), ((), ()))), (names, ()))
+    side = size // ring  # devices at the same place of their rings are neighbours in the order of ``names``
+    mine, rows = jax.lax.axis_index(names) // side, x_TD.shape[1] // ring
+    sums: list[jax.Array | None] = [None, None]
+    for left in reversed(range(ring)):  # steps that a piece still has before it
+        for half, (way, columns) in enumerate(zip((1, -1), halves(g_TF.shape[1]), strict=True)):
+            if sums[half] is not None:
+                to = [(at, (at + way * side) % size) for at in range(size)]
+                sums[half] = jax.lax.ppermute(sums[half], names, to)
+            piece = Piece((mine + way * left) % ring, rows, *columns)
+            sums[half] = add_product(x_TD, g_TF, piece, sums[half])
+    groups = [list(range(first, first + side)) for first in range(0, size, side)]
+    if side > 1:
+        sums = [jax.lax.psum_scatter(s, names, scatter_dimension=0, axis_index_groups=groups, tiled=True) for s in sums]
+    return jnp.concatenate(sums, axis=1)
+
+
+def products_in_parts(
+    x_TI: Float[Array, "T I"], piece: jax.Array, names: tuple[str, ...], contracted: int
+) -> list[Float[Array, "T O"]]:
+    """``x`` times the weight whose rows are split over ``names``, contracted over its rows (0) or columns (1).
+
+    Where gradients go round rings, a large weight of which rows are contracted comes and is used in parts of its
+    columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of the
+    gradient is one any more: then only the first part is waited for.
+    """
+    size = _size(names) * piece.size * piece.dtype.itemsize
+    cut = contracted == 0 and _ring(names) > 1 and size >= GATHERED and piece.shape[1] % LANES == 0
+    pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size), axis=1) if cut else [piece]
+    return [jax.lax.dot_general(x_TI, gather(p, (names, ())), (((1,), (contracted,)), ((), ()))) for p in pieces]
+
+
+def _cuts(lanes: int, size: int) -> list[int]:
+    """The columns at which a weight of ``lanes`` tiles of them and ``size`` bytes is cut."""
+    at, part = 0, max(1, FIRST * lanes // size)
+    cuts = []
+    while lanes - at >= 1.5 * part:
+        at += part
+        cuts.append(at * LANES)
+        part = round(GROWTH * part)
+    return cuts
+
+
+def _ring(names: tuple[str, ...]) -> int:
+    return ring_of(context().mesh, names) if context().rings and names else 1
+
+
+def _size(names: tuple[str, ...]) -> int:
+    return math.prod(context().mesh.shape[name] for name in names)
+
+
+def _pays(x_TD: jax.Array, g_TF: jax.Array, ring: int) -> bool:
+    tokens, width, columns = *x_TD.shape, g_TF.shape[1]
+    half = width // ring * (columns // 2) * x_TD.dtype.itemsize
+    return width % ring == 0 and suits(tokens, width // ring, columns, x_TD.dtype.itemsize) and half >= SMALLEST
