@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -37,22 +35,26 @@ class Int8Weight(nnx.Module):
 
     def matmul(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """``x_TD`` times the weight as a matrix, float32."""
-        outer = self.scale[...].shape
-        values_DF = self.values[...].reshape(x_TD.shape[1], math.prod(outer))
-        y_TF = jax.lax.platform_dependent(x_TD, values_DF, cpu=_by_rows, default=_whole)
-        return y_TF * self.scale[...].reshape(-1)
+        values, scale = self.values[...], self.scale[...]
+        x_T = x_TD.reshape(x_TD.shape[0], *values.shape[: values.ndim - scale.ndim])
+        y_T = jax.lax.platform_dependent(x_T, values, cpu=_by_rows, default=_whole)
+        return (y_T * scale).reshape(x_TD.shape[0], -1)
 
 
-def _whole(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
-    return jax.lax.dot(x_TD, values_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
+def _whole(x_T: Float[Array, "T *D"], values: Int8[Array, "..."]) -> Float[Array, "T *F"]:
+    """The axes of the weight stay apart: to merge heads with their width is a copy of the weight on a TPU."""
+    axes = tuple(range(1, x_T.ndim)), tuple(range(x_T.ndim - 1))
+    return jax.lax.dot_general(x_T, values.astype(x_T.dtype), (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
-def _by_rows(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+def _by_rows(x_T: Float[Array, "T *D"], values: Int8[Array, "..."]) -> Float[Array, "T *F"]:
     """The same in float32, a few rows of the weight at a time.
 
     The CPU compiler knows no product with int8: it would write the whole converted weight to memory first, which takes
     many times as long as reading it. Converted rows that are used at once stay in the cache.
     """
+    outer, x_TD = values.shape[x_T.ndim - 1 :], x_T.reshape(x_T.shape[0], -1)
+    values_DF = values.reshape(x_TD.shape[1], -1)
     D, F = values_DF.shape
     most = max(FEWEST_ROWS, TILE // F)
     rows = max(r for r in range(1, min(most, D) + 1) if D % r == 0)
@@ -63,4 +65,5 @@ def _by_rows(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[
         tile_RF = jax.lax.optimization_barrier(tile_RF)  # or the conversion moves into the product, element by element
         return y_TF + jax.lax.dynamic_slice(x_TD, (0, i * rows), (x_TD.shape[0], rows)) @ tile_RF
 
-    return jax.lax.fori_loop(0, D // rows, body, jnp.zeros((x_TD.shape[0], F), jnp.float32))
+    y_TF = jax.lax.fori_loop(0, D // rows, body, jnp.zeros((x_TD.shape[0], F), jnp.float32))
+    return y_TF.reshape(-1, *outer)

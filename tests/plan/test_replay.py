@@ -42,7 +42,7 @@ def test_a_synchronous_gather_is_all_exposed():
     assert out.seconds == pytest.approx(0.002 + GATHER)
     assert out.sums["exposed_ici"] == pytest.approx(GATHER) == out.sums["ici"]
     ((what, count),) = out.counts.items()
-    assert count == 1 and not what.asynchronous and not what.layer and what.collective.bytes == 2**25
+    assert count == 1 and not what.asynchronous and not what.loops and what.collective.bytes == 2**25
 
 
 def test_an_asynchronous_gather_hides_behind_work():
@@ -127,7 +127,7 @@ def test_a_loop_is_its_body_times_its_trips():
     out = play(LOOP, LOOPED.replace("INSIDE", "\n  ".join([SYNC, busy("a", "%v")])))
     assert out.seconds == pytest.approx(88 * (GATHER + 0.001), rel=1e-4)
     ((what, count),) = out.counts.items()
-    assert count == 88 and what.layer and out.exposed[what] == pytest.approx(88 * GATHER)
+    assert count == 88 and what.loops == (88,) and out.exposed[what] == pytest.approx(88 * GATHER)
     assert not out.notes
 
 
