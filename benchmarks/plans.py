@@ -40,9 +40,10 @@ EXPERTS = "--config=configs/aqaa_moe.py --strategy=fsdp_whole_experts --seq=4096
 TENSOR, ROWS = "--strategy=fsdp_tensor_sequence", "--strategy=fsdp_context"
 PARTS = "--train=loop.by_rows=True,loop.microbatches=2"
 FULL = f"{PARTS} --config.system.decoder.remat=full"
-# Else XLA keeps a bfloat16 copy of all weights through the micro-batches; and takes 6 minutes for a step on v6e.
-NO_COPY = "--xla=xla_jf_bf16_propagation=false"
-V6E = f"{NO_COPY},xla_tpu_scoped_vmem_limit_kib=32768"
+# Without the first, XLA keeps a bfloat16 copy of all weights through the micro-batches; without the second it takes
+# four to six minutes of CPU time for a step on v6e and tpu7x, with it two and a half.
+NO_COPY, FEW_VMEM = "--xla=xla_jf_bf16_propagation=false", "xla_tpu_scoped_vmem_limit_kib=32768"
+FILLED = "xla_tpu_scheduler_percent_shared_memory_limit=97"  # else gathers are synchronous: it saves their buffers
 
 # name -> arguments of `aqaa plan`. Steps of 4 Mi tokens unless the name of a smaller slice says otherwise.
 TRAINING = {
@@ -55,24 +56,26 @@ TRAINING = {
     "v5p_8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --mesh=data=2,fsdp=256 --batch=512 --seq=4096",
     "v5p_2x8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --slices=2 --mesh=data=2,fsdp=256,dcn_data=2 --batch=1024",
     "v5p_4x4x4_4k": f"{DENSE} --topology=v5p:4x4x4 --mesh=fsdp=64 --batch=128 --seq=4096 {PARTS} {NO_COPY} "
-    "--config.system.decoder.remat=save_qkvo",
+    "--config.system.decoder.remat=save_attention",
     "v5p_4x4x4_4k_dpo": f"{DENSE} --stage=dpo --topology=v5p:4x4x4 --mesh=fsdp=64 --batch=128 --seq=4096 {PARTS} "
-    f"{NO_COPY} --config.system.decoder.remat=save_qkvo",
-    "v5p_2x4x4_4k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=32 --batch=64 --seq=4096 {FULL} {NO_COPY}",
+    f"{NO_COPY} --config.system.decoder.remat=save_attention",
+    "v5p_2x4x4_4k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=32 --batch=64 --seq=4096 {FULL} {NO_COPY},{FILLED}",
     "v5p_2x4x4_8k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=8192 {FULL} "
     f"{NO_COPY}",
     "v5p_2x4x4_16k": f"{DENSE} --topology=v5p:2x4x4 --mesh=fsdp=8,tensor=4 {TENSOR} --batch=16 --seq=16384 {FULL} "
     f"{NO_COPY}",
-    "v6e_8x16_4k": f"{DENSE} --topology=v6e:8x16 --mesh=fsdp=32,tensor=4 {TENSOR} --batch=128 --seq=4096 {FULL} {V6E}",
-    "v6e_16x16_4k": f"{DENSE} --topology=v6e:16x16 --mesh=fsdp=256 --batch=512 --seq=4096 {FULL} {V6E}",
+    "v6e_8x16_4k": f"{DENSE} --topology=v6e:8x16 --mesh=fsdp=32,tensor=4 {TENSOR} --batch=128 --seq=4096 {FULL} "
+    f"{NO_COPY},{FEW_VMEM}",
+    "v6e_16x16_4k": f"{DENSE} --topology=v6e:16x16 --mesh=fsdp=256 --batch=512 --seq=4096 {FULL} {NO_COPY},{FEW_VMEM}",
     "v5e_16x16_4k": f"{DENSE} --topology=v5e:16x16 --mesh=fsdp=32,tensor=8 {TENSOR} --batch=64 --seq=4096 {FULL} "
     f"{NO_COPY}",
-    "tpu7x_2x2x4_4k": f"{DENSE} --topology=tpu7x:2x2x4 --mesh=fsdp=32 --batch=64 --seq=4096 {FULL} {NO_COPY}",
-    "tpu7x_8x8x8_4k": f"{DENSE} --topology=tpu7x:8x8x8 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
+    "tpu7x_2x2x4_4k": f"{DENSE} --topology=tpu7x:2x2x4 --mesh=fsdp=32 --batch=64 --seq=4096 {FULL} "
+    f"{NO_COPY},{FEW_VMEM}",
+    "tpu7x_8x8x8_4k": f"{DENSE} --topology=tpu7x:8x8x8 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096 --xla={FEW_VMEM}",
     "v5p_8x8x8_4k_experts": f"{EXPERTS} --topology=v5p:8x8x8 --mesh=fsdp=64,expert=8 --batch=2048 "
     "--train=loop.by_rows=True,head_chunk=1024 --config.decoder.remat=save_experts",
     "v6e_16x16_4k_experts": f"{EXPERTS} --topology=v6e:16x16 --mesh=fsdp=64,expert=4 --batch=256 "
-    f"--train=loop.by_rows=True,head_chunk=1024 --config.decoder.remat=full {V6E}",
+    f"--train=loop.by_rows=True,head_chunk=1024 --config.decoder.remat=full {NO_COPY},{FEW_VMEM}",
 }
 DECODING = {
     "v5p_2x2x2_1": f"{ANSWER} --topology=v5p:2x2x2 --mesh=tensor=8 --strategy=tensor --batch=1",
