@@ -25,7 +25,7 @@ from aqaa_jax.nn.project import project, project_each
 from aqaa_jax.sharding.axes import (
     ACT_HEADS,
     ACT_KV_HEADS,
-    BATCH,
+    ATTENDING,
     EMBED,
     HEAD_DIM,
     HEADS,
@@ -86,10 +86,10 @@ def attend(
     if places.distance_BLS is not None:
         return grouped_attention(q_BLNH, k_BSKH, v_BSKH, places.distance_BLS, slopes_N)
     kernel = flash_attention if places.attention == "flash" else blocked_attention
-    queries, keys = (BATCH, LENGTH, ACT_HEADS, HEAD_DIM), (BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM)
+    queries, keys = (ATTENDING, LENGTH, ACT_HEADS, HEAD_DIM), (ATTENDING, LENGTH, ACT_KV_HEADS, HEAD_DIM)
     run = per_shard(
         lambda *pieces: with_all_keys(kernel)(*pieces),
-        [queries, keys, keys, (ACT_HEADS,), *[(BATCH, LENGTH)] * 4],
+        [queries, keys, keys, (ACT_HEADS,), *[(ATTENDING, LENGTH)] * 4],
         queries,
     )
     return run(q_BLNH, k_BSKH, v_BSKH, jnp.asarray(slopes_N), *places.rows(q_BLNH.shape[0]))
@@ -109,9 +109,9 @@ def attend_cached(
     even where it is not kept. Everything else writes first, and attends over a copy of the layer.
     """
     if places.attention == "flash" and q_BLNH.shape[1] == 1 and split_of(LENGTH) == 1:
-        queries, keys = (BATCH, ACT_HEADS, HEAD_DIM), (BATCH, ACT_KV_HEADS, HEAD_DIM)
-        stored = (None, BATCH, ACT_KV_HEADS, None, HEAD_DIM)
-        arguments = [queries, keys, keys, stored, stored, None, (BATCH,), (BATCH,), (ACT_HEADS,)]
+        queries, keys = (ATTENDING, ACT_HEADS, HEAD_DIM), (ATTENDING, ACT_KV_HEADS, HEAD_DIM)
+        stored = (None, ATTENDING, ACT_KV_HEADS, None, HEAD_DIM)
+        arguments = [queries, keys, keys, stored, stored, None, (ATTENDING,), (ATTENDING,), (ACT_HEADS,)]
         run = per_shard(decode_attention, arguments, (queries, stored, stored))
         positions_B = jnp.broadcast_to(places.query_positions_BL[:, 0], q_BLNH.shape[:1])
         kept_B = (cache.slots_BL[:, 0] < cache.k.shape[3]).astype(jnp.int32)
@@ -186,12 +186,12 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
         q_BLNH, k_BSKH, v_BSKH = project_each(x_BLD, (self.wq, self.wk, self.wv))
-        q_BLNH = constrain(q_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
-        k_BSKH, v_BSKH = (constrain(x, BATCH, LENGTH, ACT_KV_HEADS, HEAD_DIM) for x in (k_BSKH, v_BSKH))
+        q_BLNH = constrain(q_BLNH, ATTENDING, LENGTH, ACT_HEADS, HEAD_DIM)
+        k_BSKH, v_BSKH = (constrain(x, ATTENDING, LENGTH, ACT_KV_HEADS, HEAD_DIM) for x in (k_BSKH, v_BSKH))
         q_BLNH, k_BSKH, v_BSKH = (checkpoint_name(x, n) for x, n in ((q_BLNH, "q"), (k_BSKH, "k"), (v_BSKH, "v")))
         if cache is None:
             out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, places, self.slopes)
         else:
             out_BLNH, cache = attend_cached(q_BLNH, k_BSKH, v_BSKH, places, cache, self.slopes)
-        out_BLNH = constrain(out_BLNH, BATCH, LENGTH, ACT_HEADS, HEAD_DIM)
+        out_BLNH = constrain(out_BLNH, ATTENDING, LENGTH, ACT_HEADS, HEAD_DIM)
         return project(out_BLNH, self.wo, in_axes=2), cache

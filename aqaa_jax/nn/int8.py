@@ -38,27 +38,34 @@ class Int8Weight(nnx.Module):
 
     def matmul(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """``x_TD`` times the weight as a matrix, float32."""
-        on_cpu = _one_row if len(x_TD) == 1 else _by_rows
-        y_TF = jax.lax.platform_dependent(x_TD, self.values[...], cpu=on_cpu, default=_whole)
-        return y_TF * self.scale[...].reshape(-1)
+        values, scale = self.values[...], self.scale[...]
+        x_T = x_TD.reshape(x_TD.shape[0], *values.shape[: values.ndim - scale.ndim])
+        y_T = jax.lax.platform_dependent(x_T, values, cpu=_on_cpu, default=_whole)
+        return (y_T * scale).reshape(x_TD.shape[0], -1)
 
 
-def _whole(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Array, "T F"]:
-    values_DF = values.reshape(x_TD.shape[1], -1)
-    return jax.lax.dot(x_TD, values_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
+def _whole(x_T: Float[Array, "T *D"], values: Int8[Array, "..."]) -> Float[Array, "T *F"]:
+    """The axes of the weight stay apart: to merge heads with their width is a copy of the weight on a TPU."""
+    axes = tuple(range(1, x_T.ndim)), tuple(range(x_T.ndim - 1))
+    return jax.lax.dot_general(x_T, values.astype(x_T.dtype), (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
-def _by_rows(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Array, "T F"]:
-    """The same in float32, a few rows of the weight at a time.
+def _on_cpu(x_T: Float[Array, "T *D"], values: Int8[Array, "..."]) -> Float[Array, "T *F"]:
+    """The same in float32, by one of the two ways below.
 
     The CPU compiler knows no product with int8: it would write the whole converted weight to memory first, which takes
-    many times as long as reading it. Converted rows that are used at once stay in the cache.
+    many times as long as reading it.
     """
-    values_DF = values.reshape(x_TD.shape[1], -1)
+    x_TD = x_T.reshape(x_T.shape[0], -1).astype(jnp.float32)
+    product = _one_row if len(x_TD) == 1 else _by_rows
+    return product(x_TD, values.reshape(x_TD.shape[1], -1)).reshape(-1, *values.shape[x_T.ndim - 1 :])
+
+
+def _by_rows(x_TD: Float[Array, "T D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "T F"]:
+    """A few rows of the weight at a time: converted rows that are used at once stay in the cache."""
     D, F = values_DF.shape
     most = max(FEWEST_ROWS, TILE // F)
     rows = max(r for r in range(1, min(most, D) + 1) if D % r == 0)
-    x_TD = x_TD.astype(jnp.float32)
 
     def body(i: Array, y_TF: Array) -> Array:
         tile_RF = jax.lax.dynamic_slice(values_DF, (i * rows, 0), (rows, F)).astype(jnp.float32)
@@ -68,16 +75,16 @@ def _by_rows(x_TD: Float[Array, "T D"], values: Int8[Array, "..."]) -> Float[Arr
     return jax.lax.fori_loop(0, D // rows, body, jnp.zeros((x_TD.shape[0], F), jnp.float32))
 
 
-def _one_row(x_1D: Float[Array, "1 D"], values: Int8[Array, "..."]) -> Float[Array, "1 F"]:
-    """The same for one token, which reads the weight and does little else: converted in registers.
+def _one_row(x_1D: Float[Array, "1 D"], values_DF: Int8[Array, "D F"]) -> Float[Array, "1 F"]:
+    """For one token, which reads the weight and does little else: converted in registers.
 
     One fused loop converts, multiplies and adds ``ROWS`` rows of the weight. A product with ones adds up these sums, a
     sixteenth of the elements: a reduction would be fused with the loop into something many times slower.
     """
     # Tied to ``x``, or the conversion moves out of the loop over tokens: a float32 copy of the whole weight.
-    x_1D, values = jax.lax.optimization_barrier((x_1D.astype(jnp.float32), values))
+    x_1D, values_DF = jax.lax.optimization_barrier((x_1D, values_DF))
     D = x_1D.shape[1]
     rows = math.gcd(D, ROWS)
-    x_NR, values_NRF = x_1D.reshape(-1, rows), values.reshape(D // rows, rows, -1)
+    x_NR, values_NRF = x_1D.reshape(-1, rows), values_DF.reshape(D // rows, rows, -1)
     sums_NF = sum(x_NR[:, r, None] * values_NRF[:, r].astype(jnp.float32) for r in range(rows))
     return jnp.ones((1, D // rows)) @ jax.lax.optimization_barrier(sums_NF)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from aqaa_jax.sharding.axes import ACT_KV_HEADS, BATCH, HEAD_DIM, LENGTH
+from aqaa_jax.sharding.axes import ACT_KV_HEADS, ATTENDING, HEAD_DIM, LENGTH
 from aqaa_jax.sharding.partition import constrain
 
 
@@ -54,4 +54,4 @@ def write_layer(
 
 
 def _pinned(x_XBKSH: jax.Array) -> jax.Array:
-    return constrain(x_XBKSH, None, BATCH, ACT_KV_HEADS, LENGTH, HEAD_DIM)
+    return constrain(x_XBKSH, None, ATTENDING, ACT_KV_HEADS, LENGTH, HEAD_DIM)

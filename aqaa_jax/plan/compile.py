@@ -72,20 +72,23 @@ def compile_step(job: Job, target: Topology) -> Program:
 
     Raises ``DoesNotFit``, or ``ValueError`` for a stage without a plan or a mesh that does not suit devices or shapes.
     """
-    mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     began = time.monotonic()
+    lowered, mesh = lowered_step(job, target)
+    lowering, began = time.monotonic() - began, time.monotonic()
+    with jax.set_mesh(mesh):
+        compiled = compiled_or_reason(lowered, job.flags)
+    return Program(compiled, mesh, lowering, time.monotonic() - began)
+
+
+def lowered_step(job: Job, target: Topology) -> tuple[Any, Mesh]:
+    """The step of ``job`` as the compiler gets it, and its mesh. Raises ``ValueError`` as ``compile_step``."""
+    mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
     with jax.set_mesh(mesh), partition.partitioning(mesh, table):
         init, step, places = parts_of(job, mesh, table)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = placed(jax.eval_shape(init, key), places)
-        lowered = step.lower(
-            state,
-            batches.abstract(job.stage, job.config.batch, job.config.length, mesh, table),
-            placed(key, everywhere(mesh, table)),
-        )
-        lowering, began = time.monotonic() - began, time.monotonic()
-        compiled = compiled_or_reason(lowered, job.flags)
-    return Program(compiled, mesh, lowering, time.monotonic() - began)
+        batch = batches.abstract(job.stage, job.config.batch, job.config.length, mesh, table)
+        return step.lower(state, batch, placed(key, everywhere(mesh, table))), mesh
 
 
 def state_gib(job: Job, target: Topology) -> float:
@@ -102,7 +105,7 @@ def stage_of(job: Job) -> Any:
     if job.stage not in STAGES:
         raise ValueError(f"stage is {job.stage!r}; expected one of {', '.join(STAGES)}")
     if job.stage == "dpo":
-        return PreferenceStage("dpo", job.decoder, job.preference, nothing)
+        return PreferenceStage("dpo", job.decoder, job.preference, nothing, job.config.head_chunk)
     return LanguageStage(job.stage, job.decoder, job.vocab, nothing, head_chunk=job.config.head_chunk)
 
 

@@ -8,13 +8,14 @@ bytes that the program moves, plus its collectives without their latency (two fo
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from aqaa_jax.config import to_dict
 from aqaa_jax.decoder.model import Decoder
@@ -26,12 +27,12 @@ from aqaa_jax.plan.report import collectives, notes, parameters
 from aqaa_jax.plan.topology import Topology, torus
 from aqaa_jax.sharding import mesh as meshes
 from aqaa_jax.sharding import partition, rules
-from aqaa_jax.sharding.axes import ACT_KV_HEADS, BATCH, HEAD_DIM, LENGTH
+from aqaa_jax.sharding.axes import ACT_KV_HEADS, ATTENDING, BATCH, HEAD_DIM, LENGTH
 from aqaa_jax.training.executable import versions
 
 CHUNK = 512  # tokens of a prompt at a time
 WEIGHTS = ("bfloat16", "int8")
-CACHE_AXES = (None, BATCH, ACT_KV_HEADS, LENGTH, HEAD_DIM)
+CACHE_AXES = (None, ATTENDING, ACT_KV_HEADS, LENGTH, HEAD_DIM)
 
 
 def prefill(model: Decoder, tokens_BL: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -52,6 +53,29 @@ def decode_plan(job: Job, target: Topology, weights: str = "bfloat16") -> dict[s
     ``job.config``: its ``batch`` rows, a cache of ``length`` tokens each. Raises ``DoesNotFit``, or ``ValueError`` for
     other weights or a mesh that does not suit.
     """
+    lowered, mesh = lowered_steps(job, target, weights)
+    found = {name: _figures(step, job, target, mesh) for name, step in lowered.items()}
+    d, chunk = found["decode"], min(CHUNK, job.config.length)
+    floor = floor_bytes(abstract_model(job, weights), _empty_cache(job), len(target.devices))
+    return {
+        "topology": target.name, "chips": target.chips, "devices": len(target.devices), "weights": weights,
+        "mesh": meshes.describe(job.sharding.mesh), "strategy": job.sharding.strategy,
+        "batch": job.config.batch, "cache_tokens": job.config.length, "prefill_chunk": chunk,
+        "parameters": parameters(job.decoder)[0], "decoder": to_dict(job.decoder),
+        "peak_hbm_gib": max(f["peak_hbm_gib"] for f in found.values()), "hbm_limit_gib": target.chip.hbm_gib,
+        "weight_bytes": floor["weights"], "cache_bytes": floor["cache"],
+        "floor_seconds": sum(floor.values()) / target.chip.hbm,
+        "bytes_over_floor": d["hbm_bytes"] / sum(floor.values()),
+        "temporaries_over_cache": d["temporaries_gib"] * GIB / floor["cache"],
+        "tokens_per_second": job.config.batch / d["seconds"],
+        "prefill_seconds_of_whole_cache": -(-job.config.length // chunk) * found["prefill"]["seconds"],
+        "prefill": found["prefill"], "decode": d,
+        "versions": versions(), "flags": dict(job.flags), "assumed": list(target.chip.assumed),
+    }  # fmt: skip
+
+
+def lowered_steps(job: Job, target: Topology, weights: str) -> tuple[dict[str, Any], Mesh]:
+    """``prefill`` and ``decode`` as the compiler gets them, and the mesh. Raises ``ValueError`` as ``decode_plan``."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights of {weights!r}; expected one of {', '.join(WEIGHTS)}")
     mesh, table = meshes.make_mesh(job.sharding.mesh, target.devices), rules.rules_of(job.sharding)
@@ -59,32 +83,15 @@ def decode_plan(job: Job, target: Topology, weights: str = "bfloat16") -> dict[s
         model = abstract_model(job, weights)
         model = placed(model, partition.shardings(model, mesh, table))
         cache = _cache(job, mesh, table)
-        B, here = job.config.batch, everywhere(mesh, table)
+        B, out = job.config.batch, (everywhere(mesh, table), None)
         rows = NamedSharding(mesh, partition.to_spec((BATCH,), (B,), mesh, table, name="tokens"))
         token_B = jax.ShapeDtypeStruct((B,), jnp.int32, sharding=rows)
         chunk_BL = jax.ShapeDtypeStruct((B, min(CHUNK, job.config.length)), jnp.int32, sharding=rows)
-        floor = floor_bytes(model, cache)
-        found = {}
-        for name, step, tokens in (("prefill", prefill, chunk_BL), ("decode", decode, token_B)):
-            jitted = jax.jit(step, donate_argnums=2, out_shardings=(here, None))
-            found[name] = _figures(jitted, (model, tokens, cache), job, target, mesh)
-    d = found["decode"]
-    chunks = -(-job.config.length // chunk_BL.shape[1])
-    return {
-        "topology": target.name, "chips": target.chips, "devices": len(target.devices), "weights": weights,
-        "mesh": meshes.describe(job.sharding.mesh), "strategy": job.sharding.strategy,
-        "batch": B, "cache_tokens": job.config.length, "prefill_chunk": chunk_BL.shape[1],
-        "parameters": parameters(job.decoder)[0], "decoder": to_dict(job.decoder),
-        "peak_hbm_gib": max(f["peak_hbm_gib"] for f in found.values()), "hbm_limit_gib": target.chip.hbm_gib,
-        "weight_bytes": floor["weights"], "cache_bytes": floor["cache"],
-        "floor_seconds": sum(floor.values()) / target.chip.hbm,
-        "bytes_over_floor": d["hbm_bytes"] / sum(floor.values()),
-        "temporaries_over_cache": d["temporaries_gib"] * GIB / floor["cache"],
-        "tokens_per_second": B / d["seconds"],
-        "prefill_seconds_of_whole_cache": chunks * found["prefill"]["seconds"],
-        "prefill": found["prefill"], "decode": d,
-        "versions": versions(), "flags": dict(job.flags), "assumed": list(target.chip.assumed),
-    }  # fmt: skip
+        steps = {"prefill": (prefill, chunk_BL), "decode": (decode, token_B)}
+        return {
+            name: jax.jit(step, donate_argnums=2, out_shardings=out).lower(model, tokens, cache)
+            for name, (step, tokens) in steps.items()
+        }, mesh
 
 
 def abstract_model(job: Job, weights: str) -> Decoder:
@@ -98,22 +105,19 @@ def abstract_model(job: Job, weights: str) -> Decoder:
     return jax.eval_shape(build)
 
 
-def floor_bytes(model: Decoder, cache: Any) -> dict[str, int]:
-    """Of a device: what a token cannot do without reading. Of the embedding only a row is read."""
-    size = lambda tree: sum(_piece(x) for x in jax.tree.leaves(tree))  # noqa: E731
+def floor_bytes(model: Decoder, cache: Any, devices: int) -> dict[str, float]:
+    """Of a device: its even share of what a token cannot do without reading. Of the embedding only a row is read."""
+    size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / devices  # noqa: E731
     return {"weights": size(model) - size(model.embedding), "cache": size((cache.k, cache.v))}
 
 
-def _piece(x: jax.ShapeDtypeStruct) -> int:
-    total = x.dtype.itemsize
-    for n in x.sharding.shard_shape(x.shape):
-        total *= n
-    return total
+def _empty_cache(job: Job) -> KVCache:
+    model = abstract_model(job, "bfloat16")
+    return jax.eval_shape(lambda: model.empty_cache(job.config.batch, job.config.length))
 
 
 def _cache(job: Job, mesh: Any, table: rules.Rules) -> KVCache:
-    model = abstract_model(job, "bfloat16")
-    cache = jax.eval_shape(lambda: model.empty_cache(job.config.batch, job.config.length))
+    cache = _empty_cache(job)
 
     def place(x: Any, axes: Any) -> Any:
         spec = partition.to_spec(axes, x.shape, mesh, table, name="cache")
@@ -122,9 +126,10 @@ def _cache(job: Job, mesh: Any, table: rules.Rules) -> KVCache:
     return KVCache(place(cache.k, CACHE_AXES), place(cache.v, CACHE_AXES), place(cache.length_B, (BATCH,)))
 
 
-def _figures(step: Any, arguments: tuple, job: Job, target: Topology, mesh: Any) -> dict[str, Any]:
+def _figures(lowered: Any, job: Job, target: Topology, mesh: Mesh) -> dict[str, Any]:
     began = time.monotonic()
-    compiled = compiled_or_reason(step.lower(*arguments), job.flags)
+    with jax.set_mesh(mesh):
+        compiled = compiled_or_reason(lowered, job.flags)
     places, memory = torus(target, mesh), compiled.memory_analysis()
     out = replay(hlo.parse(compiled.as_text()), places)
     moving = out.sums["hbm_bytes"] / target.chip.hbm
@@ -135,7 +140,7 @@ def _figures(step: Any, arguments: tuple, job: Job, target: Topology, mesh: Any)
         "hbm_bytes": out.sums["hbm_bytes"], "hbm_seconds": moving, "product_seconds": work, "link_seconds": links,
         "seconds": max(moving, work) + links,
         "bound": max(("hbm", moving), ("compute", work), ("ici", links), key=lambda pair: pair[1])[0],
-        "collectives": collectives(out, places), "compile_seconds": time.monotonic() - began,
+        "collectives": collectives(out, places, job.decoder.layers), "compile_seconds": time.monotonic() - began,
         "notes": notes(out, 1.0, ""),
     }  # fmt: skip
 

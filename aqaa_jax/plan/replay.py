@@ -27,7 +27,7 @@ class Traffic:
 
     collective: Collective
     asynchronous: bool
-    layer: bool  # inside a loop
+    loops: tuple[int, ...]  # trips of the loops around it, the innermost last
     network: bool
 
 
@@ -53,7 +53,7 @@ class _Clock:
 def replay(module: Module, torus: Torus, assumption: str = "emit") -> Replayed:
     """Play the entry computation once; ``assumption`` is one of ``collectives.ASSUMPTIONS``."""
     player = _Player(module, torus, assumption)
-    player.run(module.computations[module.entry], layer=False)
+    player.run(module.computations[module.entry], ())
     # What nobody waited for still has to arrive.
     player.out.seconds = max([player.clock.now, *player.clock.free.values()])
     return player.out
@@ -65,21 +65,21 @@ class _Player:
         self.clock, self.out = _Clock(), Replayed()
         self.costs: dict[tuple[str, str], Any] = {}  # by computation and operation
 
-    def run(self, computation: Computation, layer: bool) -> None:
+    def run(self, computation: Computation, loops: tuple[int, ...]) -> None:
         for op in computation.ops.values():
             if op.opcode == "while":
-                self._loop(computation, op)
+                self._loop(computation, op, loops)
             elif op.opcode == "conditional":  # the branches do the same work or none: the longest counts
                 names = op.called()
                 self.run(
-                    self.module.computations[max(names, key=lambda n: len(self.module.computations[n].ops))], layer
+                    self.module.computations[max(names, key=lambda n: len(self.module.computations[n].ops))], loops
                 )
             elif op.opcode == "call":
-                self.run(self.module.computations[op.called()[0]], layer)
+                self.run(self.module.computations[op.called()[0]], loops)
             else:
-                self._issue(computation, op, layer)
+                self._issue(computation, op, loops)
 
-    def _loop(self, computation: Computation, op: Op) -> None:
+    def _loop(self, computation: Computation, op: Op, loops: tuple[int, ...]) -> None:
         """Two turns played (the first fills the streams), the others counted like the second."""
         trips = trip_count(self.module, computation, op)
         body = self.module.computations[op.called("body")[0]]
@@ -90,7 +90,7 @@ class _Player:
             self.out.notes.add("windowed einsum loops: their overlap and trip counts are not to be trusted")
         for turn in range(min(trips, 2)):
             now, before = self.clock.now, _copied(self.out)
-            self.run(body, layer=True)
+            self.run(body, (*loops, trips))
             if turn == 1:
                 self._repeat(before, now, trips - 2)
 
@@ -103,15 +103,15 @@ class _Player:
         self.clock.free = {stream: time + shift for stream, time in self.clock.free.items()}
         self.clock.pending = {k: (end + shift, s, what) for k, (end, s, what) in self.clock.pending.items()}
 
-    def _issue(self, computation: Computation, op: Op, layer: bool) -> None:
+    def _issue(self, computation: Computation, op: Op, loops: tuple[int, ...]) -> None:
         opcode = op.opcode
         if opcode in ("fusion", "call-start") or opcode.startswith("async-"):
             inner = self._inner(op)
             if inner is not None:
-                return self._fused_collective(computation, op, *inner, layer)
+                return self._fused_collective(computation, op, *inner, loops)
         found = collective(op, computation, self.torus)
         if found is not None:
-            return self._transfer(found, op.name if opcode.endswith("-start") else "", layer)
+            return self._transfer(found, op.name if opcode.endswith("-start") else "", loops)
         if opcode.endswith("-done"):
             return self._wait(self._started(computation, op))
         if opcode in ("copy-start", "slice-start"):
@@ -141,12 +141,14 @@ class _Player:
                 return f"{role} {channel} {op.name}", found
         return None
 
-    def _fused_collective(self, computation: Computation, op: Op, key: str, found: Collective, layer: bool) -> None:
+    def _fused_collective(
+        self, computation: Computation, op: Op, key: str, found: Collective, loops: tuple[int, ...]
+    ) -> None:
         role, channel, name = key.split(" ")
         if role == "start":
-            self._transfer(found, f"channel {channel}", layer)
+            self._transfer(found, f"channel {channel}", loops)
         elif role == "async":
-            self._transfer(found, name, layer)
+            self._transfer(found, name, loops)
         elif role == "done":
             self._wait(f"channel {channel}")
         elif role == "part":  # computation beside a transfer that has begun before
@@ -156,13 +158,13 @@ class _Player:
                 o.opcode for o in self.module.computations[op.called("calls")[0]].ops.values()
             }:
                 found = replace(found, kind="reduce-scatter")
-            self._transfer(found, "", layer)
+            self._transfer(found, "", loops)
 
-    def _transfer(self, found: Collective, key: str, layer: bool) -> None:
+    def _transfer(self, found: Collective, key: str, loops: tuple[int, ...]) -> None:
         network = found.network(self.torus)
         stream = DCN if network else ICI
         seconds = found.seconds(self.torus, self.assumption)
-        what = Traffic(found, bool(key), layer, network)
+        what = Traffic(found, bool(key), loops, network)
         lanes = [f"{stream}{lane}" for lane in ((0, 1) if found.lane is None else (found.lane,))]
         end = max([self.clock.now, *(self.clock.free.get(lane, 0.0) for lane in lanes)]) + seconds
         self.clock.free.update({lane: end for lane in lanes})

@@ -35,6 +35,7 @@ def report(job: Job, target: Topology, program: Program, token_budget: float = 0
     done = (out.sums["matmul_flops"] + out.sums["kernel_flops"]) * devices
     seconds = {name: p.seconds for name, p in played.items()}
     mfu = {name: model / (s * chip.peak * devices) for name, s in seconds.items()}
+    turns = job.decoder.layers // job.decoder.unroll
     hours = target.chips * seconds["emit"] / 3600
     plan = {
         "topology": target.name, "slices": target.slices, "chips": target.chips, "devices": devices,
@@ -53,9 +54,9 @@ def report(job: Job, target: Topology, program: Program, token_budget: float = 0
         "ideal_seconds": model / (chip.peak * devices),
         "bound": bound(out, places), "streams": streams(out, places),
         "matmul_efficiency": out.sums["matmul_flops"] / (chip.peak * (out.sums["matmul"] or math.inf)),
-        "sync_gather_in_layer_mib": largest_sync_gather(out, job.config.length) / MIB,
+        "sync_gather_in_layer_mib": largest_sync_gather(out, turns, job.config.length) / MIB,
         "tokens_per_second": tokens / seconds["emit"], "chip_hours_per_step": hours,
-        "collectives": collectives(out, places),
+        "collectives": collectives(out, places, turns),
         "lower_seconds": program.lowering, "compile_seconds": program.compiling,
         "versions": versions(), "flags": dict(job.flags), "decoder": to_dict(job.decoder),
         "notes": notes(out, done / model, chip.cycles), "assumed": list(chip.assumed),
@@ -83,21 +84,22 @@ def bound(out: Replayed, places: Torus) -> str:
     return max(("compute", "hbm", "ici", "dcn"), key=lambda name: found[name])
 
 
-def largest_sync_gather(out: Replayed, length: int) -> int:
-    """Bytes of the largest gather of weights that nothing runs beside, inside a loop; 0 if there is none.
+def largest_sync_gather(out: Replayed, turns: int, length: int) -> int:
+    """Bytes of the largest gather of weights that nothing runs beside, inside of a layer; 0 if there is none.
 
-    An array with the rows' length among its dimensions is an activation.
+    ``turns`` of the loop over layers tell it from that over micro-batches. An array with the rows' length among its
+    dimensions is an activation.
     """
-    found = [t.collective for t in out.counts if t.layer and not t.asynchronous and t.collective.gathers]
+    found = [t.collective for t in out.counts if turns in t.loops and not t.asynchronous and t.collective.gathers]
     return max((c.bytes for c in found if length not in c.dims), default=0)
 
 
-def collectives(out: Replayed, places: Torus) -> list[dict[str, Any]]:
+def collectives(out: Replayed, places: Torus, turns: int) -> list[dict[str, Any]]:
     """One entry for all alike, the longest first; bytes are of one, seconds of all in a step."""
     groups: dict[tuple, list[Traffic]] = {}
     for what in out.counts:
         c = what.collective
-        key = (c.kind, c.bytes, len(c.group), c.axes, c.emitter, what.asynchronous, what.layer, what.network)
+        key = (c.kind, c.bytes, len(c.group), c.axes, c.emitter, what.asynchronous, turns in what.loops, what.network)
         groups.setdefault(key, []).append(what)
     rows = []
     for (kind, size, group, axes, emitter, asynchronous, layer, network), alike in groups.items():
@@ -138,6 +140,7 @@ def table(plan: dict[str, Any]) -> str:
                     f"{exposed['emit']:.3f} of {s['ici']:.3f} [all axes {exposed['3D']:.3f}, one {exposed['1D']:.3f}]"
                     + (f", network {s['exposed_dcn']:.3f} of {s['dcn']:.3f}" if s["dcn"] else "")),
         ("MFU", f"{by['emit']:.1%} [all axes {by['3D']:.1%}, one {by['1D']:.1%}]; bound: {plan['bound']}"),
+        ("sync gather", f"{plan['sync_gather_in_layer_mib']:.0f} MiB of weights inside a layer at most"),
         ("tokens/s", f"{plan['tokens_per_second']:,.0f}"),
     ]  # fmt: skip
     if "days" in plan:

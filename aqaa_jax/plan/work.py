@@ -14,6 +14,7 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota"),
 }
+_SAME_PLACE = "output_to_operand_aliasing={{}: (0, {})}"  # a fusion whose result is its operand, read as other tiles
 _SLICED = ("dynamic-slice", "slice", "gather")
 # Inside an asynchronous collective fusion: the transfer and what carries its buffers on. The links pay for those.
 _CARRIED = ("tuple", "custom-call", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -92,7 +93,7 @@ def _read(module: Module, inside: Computation, op: Op) -> int:
     total = 0
     for user in inside.users[op.name]:
         first = user.operands[0] == op.name
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or _SAME_PLACE in user.text:
             total += _read(module, inside, user)
         elif user.opcode == "fusion":
             within = module.computations[user.called("calls")[0]]

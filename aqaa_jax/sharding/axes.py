@@ -23,6 +23,7 @@ NORM = "norm"  # scales and biases of norms, and other small vectors: never shar
 
 # Activations.
 BATCH = "batch"
+ATTENDING = "attending"  # rows inside attention and in its cache: those of the batch, except to answer on a 2D mesh
 LENGTH = "length"  # positions inside attention and feed-forward layers, at the input and at the logits
 ACT_LENGTH = "act_length"  # positions of the residual stream between layers, where no layer mixes them
 FRAMES = "frames"
@@ -55,6 +56,7 @@ WEIGHT_AXES = frozenset(
 ACTIVATION_AXES = frozenset(
     {
         BATCH,
+        ATTENDING,
         LENGTH,
         ACT_LENGTH,
         FRAMES,

@@ -22,7 +22,7 @@ MESH_AXES = (DATA, FSDP, EXPERT, CONTEXT, TENSOR)  # from the slowest links to t
 Rules = Mapping[str, tuple[str, ...]]
 
 _REPLICATED: dict[str, tuple[str, ...]] = {name: () for name in ax.ALL_AXES}
-_BATCH: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP, EXPERT)}
+_BATCH: dict[str, tuple[str, ...]] = {ax.BATCH: (DATA, FSDP, EXPERT), ax.ATTENDING: (DATA, FSDP, EXPERT)}
 _FSDP: dict[str, tuple[str, ...]] = {ax.EMBED: (FSDP,), ax.EXPERT_EMBED: (FSDP,), ax.CHANNELS_IN: (FSDP,)}
 _TENSOR: dict[str, tuple[str, ...]] = {
     ax.HEADS: (TENSOR,),
@@ -40,6 +40,13 @@ _CONTEXT: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (C
 _SEQUENCE: dict[str, tuple[str, ...]] = {ax.LENGTH: (CONTEXT,), ax.ACT_LENGTH: (CONTEXT, TENSOR)}
 # Weights are the same all over ``context``: they are split over it as well, and gathered with the rest.
 _CONTEXT_FSDP: dict[str, tuple[str, ...]] = {name: (FSDP, CONTEXT) for name in _FSDP}
+# To answer with few tokens: no weight travels, every device has all tokens and its part of their width; caches are
+# split by rows over ``data``, and whole along ``fsdp``, for where there are fewer rows than devices.
+_STATIONARY: dict[str, tuple[str, ...]] = {
+    ax.EMBED: (DATA, FSDP),
+    ax.ACT_EMBED: (DATA, FSDP),
+    ax.ATTENDING: (DATA,),
+}
 # ``ACT_EXPERTS``: tokens travel to experts along it. Along what else experts are split over, they are gathered.
 _EXPERT: dict[str, tuple[str, ...]] = {ax.EXPERTS: (EXPERT,), ax.ACT_EXPERTS: (EXPERT,)}
 # Whole experts per device of ``fsdp``: gathered along the leading axis of their weights they arrive in order, while a
@@ -57,6 +64,7 @@ STRATEGIES: Mapping[str, Rules] = {
     "fsdp": _table(_BATCH, _FSDP),
     "hsdp": _table(_BATCH, _FSDP),  # the same table: its name says that ``data`` has replicas
     "tensor": _table(_BATCH, _TENSOR),
+    "stationary": _table(_TENSOR, _STATIONARY),
     "tensor_sequence": _table(_BATCH, _TENSOR, _SEQUENCE),
     "fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR),
     "fsdp_tensor_sequence": _table(_BATCH, _CONTEXT_FSDP, _TENSOR, _SEQUENCE),

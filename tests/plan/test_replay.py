@@ -5,6 +5,7 @@ import pytest
 from aqaa_jax.plan import hlo
 from aqaa_jax.plan.collectives import Place, Torus
 from aqaa_jax.plan.replay import replay
+from aqaa_jax.plan.report import largest_sync_gather
 from aqaa_jax.sharding.chips import chip
 
 CHIP = chip("v5p")
@@ -42,7 +43,7 @@ def test_a_synchronous_gather_is_all_exposed():
     assert out.seconds == pytest.approx(0.002 + GATHER)
     assert out.sums["exposed_ici"] == pytest.approx(GATHER) == out.sums["ici"]
     ((what, count),) = out.counts.items()
-    assert count == 1 and not what.asynchronous and not what.layer and what.collective.bytes == 2**25
+    assert count == 1 and not what.asynchronous and not what.loops and what.collective.bytes == 2**25
 
 
 def test_an_asynchronous_gather_hides_behind_work():
@@ -159,8 +160,18 @@ def test_a_loop_is_its_body_times_its_trips():
     out = play(LOOP, LOOPED.replace("INSIDE", "\n  ".join([SYNC, busy("a", "%v")])))
     assert out.seconds == pytest.approx(88 * (GATHER + 0.001), rel=1e-4)
     ((what, count),) = out.counts.items()
-    assert count == 88 and what.layer and out.exposed[what] == pytest.approx(88 * GATHER)
+    assert count == 88 and what.loops == (88,) and out.exposed[what] == pytest.approx(88 * GATHER)
     assert not out.notes
+
+
+def test_the_largest_synchronous_gather_of_a_layer():
+    out = play(LOOP, LOOPED.replace("INSIDE", "\n  ".join([SYNC, busy("a", "%v")])))
+    assert largest_sync_gather(out, 88, length=4096) == 2 * 16 * 2**20
+    assert largest_sync_gather(out, 2, length=4096) == 0  # a loop, but not that over layers
+    assert largest_sync_gather(out, 88, length=16) == 0  # an activation: the rows' length is among its dimensions
+    assert largest_sync_gather(play([SYNC, busy("a", "%v")]), 88, length=4096) == 0
+    beside = ["%g = bf16[16,1048576] all-gather-done(%s)"]
+    assert largest_sync_gather(play(LOOP, LOOPED.replace("INSIDE", "\n  ".join([START, *beside]))), 88, 4096) == 0
 
 
 def test_a_loop_of_unknown_length_is_noted():

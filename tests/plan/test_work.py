@@ -103,6 +103,32 @@ NESTED = """%slicer (q0: bf16[88,8,128], q1: s32[]) -> bf16[8,128] {
 """
 
 
+OTHER_TILES = """%tiles (p0: s8[88,32,128]) -> s8[88,32,128] {
+  %p0 = s8[88,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %same = s8[88,32,128]{2,1,0:T(8,128)(4,1)} copy(%p0)
+}
+
+%inside (q0: s8[88,32,128], q1: s32[]) -> f32[32,128] {
+  %q0 = s8[88,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %q1 = s32[] parameter(1)
+  %nil = s32[] constant(0)
+  %as_tiles = s8[88,32,128]{2,1,0} fusion(%q0), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%tiles
+  %one = s8[1,32,128]{2,1,0} dynamic-slice(%as_tiles, %q1, %nil, %nil), dynamic_slice_sizes={1,32,128}
+  %flat = s8[32,128]{1,0} bitcast(%one)
+  ROOT %y = f32[32,128]{1,0} convert(%flat)
+}
+"""
+
+
+def test_a_stack_read_as_other_tiles_is_not_read_whole():
+    lines = [
+        "%a = s8[88,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)",
+        "%i = s32[]{:T(128)S(2)} parameter(1)",
+        "ROOT %f = f32[32,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%inside",
+    ]
+    assert work.hbm_bytes(*only(lines, OTHER_TILES)) == 32 * 128 * (1 + 4)
+
+
 def test_a_slice_inside_a_fusion_of_a_fusion_is_a_slice():
     lines = [
         "%a = bf16[88,8,128]{2,1,0} parameter(0)",
