@@ -61,7 +61,7 @@ def test_both_paths_agree(heads):
 def test_one_row_is_a_row_of_more(shape):
     values = jax.random.randint(jax.random.key(0), shape, -127, 128, jnp.int8)
     x = jax.random.normal(jax.random.key(1), (1, shape[0]))
-    np.testing.assert_allclose(jax.jit(int8._one_row)(x, values), int8._whole(x, values), rtol=2e-5, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(int8._on_cpu)(x, values), int8._whole(x, values), rtol=2e-5, atol=1e-4)
 
 
 def test_a_loop_over_tokens_holds_no_float32_copy(as_for_users):
