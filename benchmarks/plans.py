@@ -91,7 +91,8 @@ the compiled programs, seconds and MFU predictions: [estimator.md](estimator.md)
 AdamW with float32 state, token-masked loss, the real attention kernel. *Emit* charges a collective the torus axes that
 its emitter implies, *3D* all of its group's, *1D* one ring. *Sync gather* is the largest gather of weights inside of a
 layer that nothing runs beside. A star: figures that the estimator cannot vouch for, see
-the notes. Compile time is wall time (CPU seconds in brackets), GB the peak memory of the process."""
+the notes. Compile time is wall time, of a machine shared with other work where it is much more than half of the CPU
+seconds in brackets; GB is the peak memory of the process."""
 
 
 def main() -> int:
