@@ -81,10 +81,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        if by_rows:
-            grads, terms = over_rows(gradients, state.model, batch, key, rings=rings)
-        else:
-            grads, terms = gradients(lambda x: x, state.model, batch, key)
+        add_up = partial(over_rows, gradients, rings=rings) if by_rows else partial(gradients, lambda x: x)
+        grads, terms = add_up(state.model, batch, key)
         loss, means = total_loss(terms, weights)
         norm = optax.tree.norm(grads)
         after, good, watched = judged(new_guard() if state.guard is None else state.guard, loss, norm, config)

@@ -103,7 +103,7 @@ def test_a_layer_with_rings_has_the_gradients_of_one_device(sizes, table, device
     """Of gate, up (pieces along the inputs) and down (along the outputs), whose product is turned."""
     rings(devices)
     monkeypatch.setattr(ring, "GATHERED", 0)
-    monkeypatch.setattr(ring, "FIRST", 2**20)
+    monkeypatch.setattr(ring, "FIRST", 2**19)
     model, x = SwiGLU(1024, 1024, rngs=nnx.Rngs(0)), jax.random.normal(KEY, (8, 16, 1024))
 
     def gradients(total, model, x, key):
