@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -50,8 +52,9 @@ def _by_heads(q_BTNH: Array, k_BSNH: Array, v_BSNH: Array, bias_BS: Array) -> Ar
     heads = max(g for g in range(1, B * N + 1) if B * N % g == 0 and (g == 1 or g * T * S <= MOST))
     groups = [x.swapaxes(1, 2).reshape(-1, heads, x.shape[1], H) for x in (q_BTNH, k_BSNH, v_BSNH)]
     bias_GXS = jnp.repeat(bias_BS, N, axis=0).reshape(-1, heads, S)
+    several: Callable[..., Array] = jax.vmap(head)
     if heads == B * N:
-        y = jax.vmap(head)(*(x[0] for x in groups), bias_GXS[0])
+        y = several(*(x[0] for x in (*groups, bias_GXS)))
     else:
-        y = jax.lax.map(lambda group: jax.vmap(head)(*group), (*groups, bias_GXS))
+        y = jax.lax.map(lambda group: several(*group), (*groups, bias_GXS))
     return y.reshape(B, N, T, H).swapaxes(1, 2)

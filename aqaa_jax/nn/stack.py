@@ -38,14 +38,14 @@ def changed(change: Callable[[Block], Block], blocks: Block) -> Block:
     return blocks
 
 
-def apart(blocks: Block, layers: int) -> nnx.List:
+def apart(blocks: nnx.Module, layers: int) -> nnx.List:
     """The blocks of a stack on their own, for inference; they take as much memory again.
 
     A scan copies every layer's weights out of the stack when it comes to it, on a CPU at least. Names of weights
     differ (``blocks.0.…``), so this form is not for checkpoints.
     """
 
-    def layer(i: int) -> Block:
+    def layer(i: int) -> nnx.Module:
         def one(leaf: nnx.Variable) -> nnx.Variable:
             return leaf.replace(leaf.get_value()[i], axes=leaf.get_metadata()["axes"][1:])
 

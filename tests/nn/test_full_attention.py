@@ -20,12 +20,12 @@ def arrays():
 @pytest.mark.parametrize("heads", [1, 3, 12])  # one at a time, some, all of both rows
 def test_by_heads_is_all_at_once(arrays, heads, monkeypatch):
     seen = jnp.arange(S) < jnp.array([[S], [4]])
-    expected = full_attention(*arrays, seen)
+    expected = full_attention(*arrays, seen_BS=seen)
     monkeypatch.setattr(module, "FEW", 0)
     monkeypatch.setattr(module, "MOST", heads * T * S)
-    out = jax.jit(full_attention)(*arrays, seen)
+    out = jax.jit(full_attention)(*arrays, seen_BS=seen)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(full_attention(*arrays), full_attention(*arrays, jnp.ones((B, S))), rtol=1e-6)
+    np.testing.assert_allclose(full_attention(*arrays), full_attention(*arrays, seen_BS=jnp.ones((B, S))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("few", [0, module.FEW])
