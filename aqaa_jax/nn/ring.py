@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def scattered_product(
         return scatter(jax.lax.dot_general(x_TD, g_TF, (((0,), (0,)), ((), ()))), (names, ()))
     side = size // ring  # devices at the same place of their rings are neighbours in the order of ``names``
     mine, rows = jax.lax.axis_index(names) // side, x_TD.shape[1] // ring
-    sums: list[jax.Array | None] = [None, None]
+    sums: list[Any] = [None, None]
     for left in reversed(range(ring)):  # steps that a piece still has before it
         for half, (way, columns) in enumerate(zip((1, -1), halves(g_TF.shape[1]), strict=True)):
             if sums[half] is not None:
@@ -76,11 +77,13 @@ def _cuts(lanes: int, size: int) -> list[int]:
 
 
 def _ring(names: tuple[str, ...]) -> int:
-    return ring_of(context().mesh, names) if context().rings and names else 1
+    here = context()
+    return 1 if here is None or not here.rings or not names else ring_of(here.mesh, names)
 
 
 def _size(names: tuple[str, ...]) -> int:
-    return math.prod(context().mesh.shape[name] for name in names)
+    here = context()
+    return 1 if here is None else math.prod(here.mesh.shape[name] for name in names)
 
 
 def _pays(x_TD: jax.Array, g_TF: jax.Array, ring: int) -> bool:
