@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py [--only v5p_1024,v6e_256] [--again] [--list]
 
-A plan is kept (out/plans/NAME.json) as long as the compiler would get the same program with the same options from the
+A plan is kept (docs/plans/NAME.json) as long as the compiler would get the same program with the same options from the
 same versions, and the estimator that reads its answer is the same: lowering all of them takes two minutes, compiling
 them an hour and more. Each process is timed, its peak memory measured.
 """
@@ -33,7 +33,7 @@ ESTIMATOR = [
     *("decoder/flops.py", "sharding/chips.py", "plan/hlo.py", "plan/work.py", "plan/collectives.py", "plan/replay.py"),
     *("plan/report.py", "plan/decode.py"),
 ]
-OUT, PAGE = ROOT / "out" / "plans", ROOT / "docs" / "plans.md"
+OUT, PAGE = ROOT / "docs" / "plans", ROOT / "docs" / "plans.md"
 DENSE = "--config=configs/aqaa_130b.py:train"
 ANSWER = "--config=configs/aqaa_130b.py --decode --seq=8192"
 EXPERTS = "--config=configs/aqaa_moe.py --strategy=fsdp_whole_experts --seq=4096"
@@ -49,7 +49,7 @@ FILLED = "xla_tpu_scheduler_percent_shared_memory_limit=97"  # else gathers are 
 TRAINING = {
     "v5p_4x16x16_4k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
     "v5p_8x8x16_4k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
-    "v5p_4x16x16_8k": f"{DENSE} --topology=v5p:4x16x16 --mesh=fsdp=512,context=2 {ROWS} --batch=512 --seq=8192",
+    "v5p_4x16x16_8k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=2,fsdp=256,context=2 {ROWS} --batch=512 --seq=8192",
     "v5p_4x16x16_16k": f"{DENSE} --topology=v5p:4x16x16 --mesh=fsdp=256,context=4 {ROWS} --batch=256 --seq=16384",
     "v5p_8x8x16_8k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=2,fsdp=256,context=2 {ROWS} --batch=512 --seq=8192",
     "v5p_8x8x16_16k": f"{DENSE} --topology=v5p:8x8x16 --mesh=fsdp=256,context=4 {ROWS} --batch=256 --seq=16384",
@@ -163,7 +163,7 @@ def make(name: str, arguments: str, path: Path, of: str) -> None:
 
 
 def page() -> str:
-    """docs/plans.md, from what is in out/plans."""
+    """docs/plans.md, from what is in docs/plans."""
     made = {name: _read(name) for name in TRAINING | DECODING}
     versions = next((p["versions"] for p in made.values() if p and "versions" in p), {})
     by = ", ".join(f"{name} {version}" for name, version in versions.items())
