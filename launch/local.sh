@@ -40,7 +40,8 @@ trap 'TOLD=1; kill -TERM "${PIDS[@]}" 2>/dev/null' TERM INT
 
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES" # the last one counts
-said=$(stat -c %s "$FOLDER/process-0.log" 2>/dev/null || echo 0) # by earlier runs
+touch "$FOLDER/process-0.log" || exit 2 # there before tail looks for it, however late process 0 opens it
+said=$(stat -c %s "$FOLDER/process-0.log") # by earlier runs
 for ((i = 0; i < PROCESSES; i++)); do
   AQAA_DISTRIBUTED=$i/$PROCESSES@127.0.0.1:$PORT "$@" </dev/null >>"$FOLDER/process-$i.log" 2>&1 &
   PIDS+=($!)
