@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -90,9 +91,10 @@ Compiled ahead of time by `make plan` ({by}); nothing here ran on a TPU. Memory,
 the compiled programs, seconds and MFU predictions: [estimator.md](estimator.md) tells how, and how far to believe them.
 AdamW with float32 state, token-masked loss, the real attention kernel. *Emit* charges a collective the torus axes that
 its emitter implies, *3D* all of its group's, *1D* one ring. *Sync gather* is the largest gather of weights inside of a
-layer that nothing runs beside. A star: figures that the estimator cannot vouch for, see
-the notes. Compile time is wall time, of a machine shared with other work where it is much more than half of the CPU
-seconds in brackets; GB is the peak memory of the process."""
+layer that nothing runs beside. A star: figures that the estimator cannot vouch for, see the notes. A dagger: made from
+an earlier program or by an earlier estimator; `make plan` will remake it. Compile time is wall time, of a machine
+shared with other work where it is much more than half of the CPU seconds in brackets; GB is the peak memory
+of the process."""
 
 
 def main() -> int:
@@ -110,11 +112,13 @@ def main() -> int:
     os.chdir(ROOT)  # configs are named from there
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_traceback_in_locations_limit", 0)  # a kernel's text holds no paths and lines then
-    for name in args.only.split(",") if args.only else plans:
-        path, of = OUT / f"{name}.json", fingerprint(plans[name])
-        if args.again or not _made(path, of):
-            make(name, plans[name], path, of)
-    PAGE.write_text(page())
+    chosen = args.only.split(",") if args.only else list(plans)
+    paths = {name: OUT / f"{name}.json" for name in plans if name in chosen or (OUT / f"{name}.json").is_file()}
+    current = {name: fingerprint(plans[name]) for name in paths}
+    for name in chosen:
+        if args.again or not _made(paths[name], current[name]):
+            make(name, plans[name], paths[name], current[name])
+    PAGE.write_text(page([name for name, path in paths.items() if not _made(path, current[name])]))
     return 0
 
 
@@ -162,9 +166,12 @@ def make(name: str, arguments: str, path: Path, of: str) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def page() -> str:
-    """docs/plans.md, from what is in docs/plans."""
+def page(earlier: Sequence[str] = ()) -> str:
+    """docs/plans.md, from what is in docs/plans; ``earlier`` are plans of another program or estimator."""
     made = {name: _read(name) for name in TRAINING | DECODING}
+    for name, plan in made.items():
+        if plan is not None:
+            plan["as"] = f"{name} †" if name in earlier else name
     versions = next((p["versions"] for p in made.values() if p and "versions" in p), {})
     by = ", ".join(f"{name} {version}" for name, version in versions.items())
     parts = ["## Training", _training(made), "## Answering", _decoding(made), "## Arguments", _arguments(made)]
@@ -190,9 +197,10 @@ def _training(made: dict[str, dict | None]) -> list[str]:
             continue
         mfu, exposed = p["predicted_mfu_by_axes"], p["exposed_ici_seconds_by_axes"]["emit"]
         lines.append(
-            f"| {name} | {p['chips']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} | {p['work_over_model']:.3f} "
-            f"| {p['matmul_efficiency']:.1%} | {p['predicted_step_seconds']:.2f} ({p['ideal_seconds']:.2f}) "
-            f"| {exposed:.2f} | {p['sync_gather_in_layer_mib']:.0f} "
+            f"| {p['as']} | {p['chips']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} "
+            f"| {p['work_over_model']:.3f} | {p['matmul_efficiency']:.1%} "
+            f"| {p['predicted_step_seconds']:.2f} ({p['ideal_seconds']:.2f}) | {exposed:.2f} "
+            f"| {p['sync_gather_in_layer_mib']:.0f} "
             f"| {'*' if p['notes'] else ''}{mfu['emit']:.1%} [{mfu['3D']:.1%}, {mfu['1D']:.1%}] | {p['bound']} "
             f"| {p['compile_seconds']:.0f} ({p['cpu_seconds']:.0f}) | {p['peak_rss_gb']:.1f} |"
         )
@@ -212,7 +220,7 @@ def _decoding(made: dict[str, dict | None]) -> list[str]:
             continue
         seconds = p["prefill"]["compile_seconds"] + p["decode"]["compile_seconds"]
         lines.append(
-            f"| {name} | {p['chips']} | {p['batch']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} "
+            f"| {p['as']} | {p['chips']} | {p['batch']} | {p['peak_hbm_gib']:.1f} of {p['hbm_limit_gib']} "
             f"| {p['floor_seconds'] * 1e3:.2f} | {p['bytes_over_floor']:.3f} | {p['decode']['seconds'] * 1e3:.2f} "
             f"| {p['temporaries_over_cache']:.1%} | {seconds:.0f} ({p['cpu_seconds']:.0f}) | {p['peak_rss_gb']:.1f} |"
         )
