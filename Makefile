@@ -46,7 +46,7 @@ notebooks: $(VENV)-torch/stamp ## run all notebooks from top to bottom, experime
 check: $(VENV)/dev.stamp ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fmt: $(VENV)/dev.stamp ## format and sort imports
 	$(BIN)/ruff check --fix .
