@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from aqaa_jax.kernels.tiles import LANES
+from aqaa_jax.kernels.tiles import LANES, TILES
 from aqaa_jax.sharding.partition import device
 
 ROWS, COLUMNS, INNER = 384, 512, 8192  # most of the result's tile, and most bytes of the contracted axis in a tile
@@ -28,6 +28,12 @@ class Piece(NamedTuple):
     rows: int
     column: int
     columns: int
+
+
+def runs_here() -> bool:
+    """Whether the device that is traced for runs the kernel: a TPU with memory for its tiles, or a CPU, slowly."""
+    at = device()
+    return at.platform == "cpu" or (at.device_kind in TILES and TILES[at.device_kind].vmem_mib * 2**20 >= VMEM)
 
 
 def suits(tokens: int, rows: int, columns: int, itemsize: int) -> bool:

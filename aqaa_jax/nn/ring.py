@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from aqaa_jax.kernels.accumulate import Piece, add_product, halves, suits
+from aqaa_jax.kernels.accumulate import Piece, add_product, halves, runs_here, suits
 from aqaa_jax.kernels.tiles import LANES
 from aqaa_jax.sharding.manual import gather, scatter
 from aqaa_jax.sharding.mesh import ring_of
@@ -78,7 +78,7 @@ def _cuts(lanes: int, size: int) -> list[int]:
 
 def _ring(names: tuple[str, ...]) -> int:
     here = context()
-    return 1 if here is None or not here.rings or not names else ring_of(here.mesh, names)
+    return ring_of(here.mesh, names) if here is not None and here.rings and names and runs_here() else 1
 
 
 def _size(names: tuple[str, ...]) -> int:

@@ -1,5 +1,7 @@
 """The kernel that adds a product to a piece of a gradient, against the formula; interpreted on a CPU."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,22 @@ def test_two_halves_are_all_columns(columns):
     (first, some), (second, others) = halves(columns)
     assert (first, some, second + others) == (0, second, columns)
     assert 0 < others <= some <= columns // 2 + accumulate.COLUMNS
+
+
+@pytest.mark.parametrize(
+    "platform, kind, runs",
+    [
+        ("cpu", "cpu", True),
+        ("tpu", "TPU v5", True),
+        ("tpu", "TPU v6 lite", True),
+        ("tpu", "TPU7x", True),
+        ("tpu", "TPU v4", False),
+        ("gpu", "NVIDIA H100", False),
+    ],
+)
+def test_it_runs_where_there_is_memory_for_its_tiles(platform, kind, runs, monkeypatch):
+    monkeypatch.setattr(accumulate, "device", lambda: SimpleNamespace(platform=platform, device_kind=kind))
+    assert accumulate.runs_here() == runs
 
 
 def test_what_it_does_not_take():

@@ -80,6 +80,13 @@ def test_parts_of_a_gather_grow():
     assert ring._cuts(8, 2**20) == [] and ring._cuts(2, 2**30) == [128]
 
 
+def test_where_the_kernel_does_not_run_there_is_no_ring(monkeypatch):
+    x, g = jnp.ones((8, 24, 1024)), jnp.ones((8, 24, 384))
+    assert "collective-permute" in scattered(x, g, {"fsdp": 8}, ("fsdp",))[1]
+    monkeypatch.setattr(ring, "runs_here", lambda: False)
+    assert "collective-permute" not in scattered(x, g, {"fsdp": 8}, ("fsdp",))[1]
+
+
 def test_what_does_not_pay_is_one_reduce_scatter(monkeypatch):
     x, g = jnp.ones((8, 24, 1024)), jnp.ones((8, 24, 384))
     for wide, columns in ((1000, 384), (1024, 380)):
