@@ -27,11 +27,12 @@ from aqaa_jax.cli import plan as command
 from aqaa_jax.plan.compile import lowered_step
 from aqaa_jax.plan.decode import lowered_steps
 from aqaa_jax.plan.topology import topology
+from aqaa_jax.sharding.chips import KERNELS, OTHER_KERNELS, PRODUCT_KERNELS
 from aqaa_jax.training.executable import versions
 
 ROOT = Path(__file__).parents[1]
 ESTIMATOR = [
-    *("decoder/flops.py", "sharding/chips.py", "plan/hlo.py", "plan/work.py", "plan/collectives.py", "plan/replay.py"),
+    *("decoder/flops.py", "plan/hlo.py", "plan/work.py", "plan/collectives.py", "plan/replay.py"),
     *("plan/report.py", "plan/decode.py"),
 ]
 OUT, PAGE = ROOT / "docs" / "plans", ROOT / "docs" / "plans.md"
@@ -129,6 +130,7 @@ def fingerprint(arguments: str) -> str:
     job = command._job(values, args, target.devices)
     steps = lowered_steps(job, target, args.weights)[0].values() if args.decode else [lowered_step(job, target)[0]]
     parts = [*(step.as_text() for step in steps), json.dumps([target.name, target.slices, versions(), dict(job.flags)])]
+    parts += [repr(target.chip), *map(repr, (KERNELS, PRODUCT_KERNELS, OTHER_KERNELS))]
     parts += [_without_prose((ROOT / "aqaa_jax" / name).read_text()) for name in ESTIMATOR]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

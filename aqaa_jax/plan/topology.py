@@ -51,6 +51,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     more = {"num_slices": slices} if slices > 1 else {}
+    more |= {"chip_config_name": kind.setting} if kind.setting else {}
     try:
         devices = topologies.get_topology_desc(name, "tpu", **more).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:

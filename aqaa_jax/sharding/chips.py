@@ -33,6 +33,7 @@ class Chip:
     per_chip: int = 1  # devices
     cycles: str = ""  # what is known against the compiler's estimated cycles
     assumed: tuple[str, ...] = ()
+    setting: str = ""  # libtpu's configuration of the chip, where its default is not what JAX uses on the machine
 
     def kernel(self, name: str) -> float:
         """Share of the peak that the Pallas kernel called ``name`` reaches."""
@@ -55,7 +56,9 @@ _SLOW = "estimated cycles of matrix products are pessimistic"
 _V5P, _V5E, _V6E = (0.73, 0.85, 0.88, 0.95), (0.74, 0.85, 0.88, 0.96), (0.49, 0.72, 0.77, 0.95)
 
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("v4", 137.5e12, 1.05e9, 31.25, 614e9, 45e9, 3, 4, 3.125e9, _V5P, 2, "", (_ICI, _DCN, _KERNEL)),
+    "v4": Chip(
+        *("v4", 275e12, 1.05e9, 30.75, 1228e9, 45e9, 3, 4, 6.25e9, _V5P, 1, ""), (_ICI, _DCN, _KERNEL), "megacore"
+    ),
     "v5e": Chip("v5e", 197e12, 1.5e9, 15.75, 819e9, 45e9, 2, 16, 3.125e9, _V5E, 1, "", (_ICI, _DCN)),
     "v5p": Chip("v5p", 459e12, 1.75e9, 95.74, 2765e9, 90e9, 3, 4, 6.25e9, _V5P, 1, "", (_ICI, _DCN)),
     "v6e": Chip(

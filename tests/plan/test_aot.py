@@ -68,6 +68,8 @@ def test_what_does_not_fit_says_by_how_much():
 def test_topologies_are_checked():
     assert topology("v5p:2x2x1").chips == 4
     assert topology("tpu7x:2x2x1").chips == 4  # of two devices each
+    v4 = topology("v4:2x2x4")  # its two cores are one device, as JAX has it on the machine
+    assert v4.chips == len(v4.devices) == make_mesh(MeshConfig(fsdp=16), v4.devices).size == 16
     assert len(topology("v6e:2x2", slices=2).devices) == 8
     for name, message in [("v5p", "GENERATION:SIZES"), ("v9:2x2", "'v9'"), ("v5p:3x5x7", "libtpu says")]:
         with pytest.raises(ValueError, match=message):
