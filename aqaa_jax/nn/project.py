@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
-from aqaa_jax.nn.ring import products_in_parts, scattered_product
+from aqaa_jax.nn.ring import BACKWARD, FORWARD, products_in_parts, scattered_product
 from aqaa_jax.sharding.axes import ACT_LENGTH, BATCH, LENGTH
 from aqaa_jax.sharding.manual import Gather, gather, scatter, split, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
@@ -120,8 +120,8 @@ def _forward(x, pieces, how):
     ys = []
     for piece, over in zip(pieces, how.over, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
-        whole = gather(matrix, (names, ()))
-        y_TF = jax.lax.dot_general(x_TD, whole, (((1,), (contracted,)), ((), ())), preferred_element_type=how.out_dtype)
+        parts = products_in_parts(x_TD, matrix, names, contracted, FORWARD, how.out_dtype)
+        y_TF = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         outer = piece.shape[how.in_axes :] if any(over[: how.in_axes]) else (*piece.shape[how.in_axes : -1], -1)
         ys.append(_added(y_TF.reshape(*batch, *outer), how))
     return tuple(ys), (x, pieces)
@@ -136,7 +136,7 @@ def _backward(how, saved, grads):
     for piece, over, grad in zip(pieces, how.over, grads, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
         grad_TF = _whole_again(grad, how).reshape(x_TD.shape[0], -1)
-        parts = products_in_parts(grad_TF, matrix, names, 1 - contracted)
+        parts = products_in_parts(grad_TF, matrix, names, 1 - contracted, BACKWARD)
         grad_parts = [sum(same) for same in zip(grad_parts, parts, strict=True)] if grad_parts else parts
         rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
         weight_grad = scattered_product(rows, columns, names)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.kernels.accumulate import Piece, add_product, halves, runs_here, suits
@@ -16,7 +17,9 @@ from aqaa_jax.sharding.mesh import ring_of
 from aqaa_jax.sharding.partition import context
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
-GATHERED = 512 * 2**20  # bytes of a weight from which on it is gathered in parts
+# Bytes of a weight that is gathered in parts. In the forward pass that of queries: before it are small products only,
+# while the larger ones of the MLP find enough to hide behind, and to put their parts together would be a copy more.
+FORWARD, BACKWARD = range(128 * 2**20, 512 * 2**20), range(512 * 2**20, 2**63)
 FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
 
 
@@ -51,18 +54,24 @@ def scattered_product(
 
 
 def products_in_parts(
-    x_TI: Float[Array, "T I"], piece: jax.Array, names: tuple[str, ...], contracted: int
+    x_TI: Float[Array, "T I"],
+    piece: jax.Array,
+    names: tuple[str, ...],
+    contracted: int,
+    sizes: range,
+    out_dtype: DTypeLike | None = None,
 ) -> list[Float[Array, "T O"]]:
     """``x`` times the weight whose rows are split over ``names``, contracted over its rows (0) or columns (1).
 
-    Where gradients go round rings, a large weight of which rows are contracted comes and is used in parts of its
-    columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of the
+    Where gradients go round rings, a weight of ``sizes`` bytes whose rows are contracted comes and is used in parts of
+    its columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of a
     gradient is one any more: then only the first part is waited for.
     """
     size = _size(names) * piece.size * piece.dtype.itemsize
-    cut = contracted == 0 and _ring(names) > 1 and size >= GATHERED and piece.shape[1] % LANES == 0
+    cut = contracted == 0 and _ring(names) > 1 and size in sizes and piece.shape[1] % LANES == 0
     pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size), axis=1) if cut else [piece]
-    return [jax.lax.dot_general(x_TI, gather(p, (names, ())), (((1,), (contracted,)), ((), ()))) for p in pieces]
+    axes = (((1,), (contracted,)), ((), ()))
+    return [jax.lax.dot_general(x_TI, gather(p, (names, ())), axes, preferred_element_type=out_dtype) for p in pieces]
 
 
 def _cuts(lanes: int, size: int) -> list[int]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from aqaa_jax.config import MeshConfig
-from aqaa_jax.nn import ring
+from aqaa_jax.nn import project, ring
 from aqaa_jax.nn.mlp import SwiGLU
 from aqaa_jax.sharding.manual import over_rows
 from aqaa_jax.sharding.mesh import make_mesh
@@ -109,7 +109,8 @@ def test_what_does_not_pay_is_one_reduce_scatter(monkeypatch):
 def test_a_layer_with_rings_has_the_gradients_of_one_device(sizes, table, devices, rings, monkeypatch):
     """Of gate, up (pieces along the inputs) and down (along the outputs), whose product is turned."""
     rings(devices)
-    monkeypatch.setattr(ring, "GATHERED", 0)
+    monkeypatch.setattr(project, "FORWARD", range(2**40))
+    monkeypatch.setattr(project, "BACKWARD", range(2**40))
     monkeypatch.setattr(ring, "FIRST", 2**19)
     model, x = SwiGLU(1024, 1024, rngs=nnx.Rngs(0)), jax.random.normal(KEY, (8, 16, 1024))
 
@@ -124,7 +125,7 @@ def test_a_layer_with_rings_has_the_gradients_of_one_device(sizes, table, device
         found, _ = compiled(shard(model, mesh, rules), x, KEY)
     assert compiled.as_text().count(" collective-permute") >= 3 * 2 * (devices - 1)
     gathers = re.findall(r" all-gather(?:-start)?\(", compiled.as_text())
-    assert len(gathers) >= 3 + 3  # every weight, and for the gradient of its inputs that of down in parts
+    assert len(gathers) >= 3 + 3 * 2  # whole: down, for gradients gate and up; each the other way in two parts or more
     for name in ("gate", "up", "down"):
         theirs = getattr(expected, name).get_value()
         np.testing.assert_allclose(getattr(found, name).get_value(), theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
