@@ -19,7 +19,7 @@ from aqaa_jax.sharding.partition import context
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
 # Bytes of a weight that is gathered in parts. In the forward pass that of queries: before it are small products only,
 # while the larger ones of the MLP find enough to hide behind, and to put their parts together would be a copy more.
-FORWARD, BACKWARD = range(128 * 2**20, 512 * 2**20), range(512 * 2**20, 2**63)
+FORWARD, BACKWARD = range(64 * 2**20, 512 * 2**20), range(512 * 2**20, 2**63)
 FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
 
 
@@ -76,7 +76,7 @@ def products_in_parts(
 
 def _cuts(lanes: int, size: int) -> list[int]:
     """The columns at which a weight of ``lanes`` tiles of them and ``size`` bytes is cut."""
-    at, part = 0, max(1, FIRST * lanes // size)
+    at, part = 0, max(1, min(FIRST, size // 2) * lanes // size)
     cuts = []
     while lanes - at >= 1.5 * part:
         at += part

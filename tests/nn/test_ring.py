@@ -77,7 +77,7 @@ def test_a_ring_scatters_the_sum_of_products(sizes, names, devices, rings):
 def test_parts_of_a_gather_grow():
     size = 2 * 12288 * 31232
     assert [cut // 128 for cut in ring._cuts(244, size)] == [20, 55, 116]  # the first of 60 MiB
-    assert ring._cuts(8, 2**20) == [] and ring._cuts(2, 2**30) == [128]
+    assert ring._cuts(8, 72 * 2**20) == [4 * 128] and ring._cuts(2, 2**30) == [128] and ring._cuts(1, 2**30) == []
 
 
 def test_where_the_kernel_does_not_run_there_is_no_ring(monkeypatch):
