@@ -17,7 +17,7 @@ stages = runpy.run_path(str(Path(__file__).parents[1] / "recipe.py"))
 VARIANTS = ("pocket", "toy")
 SHARED = ("corpus", "tokenize", "sft1", "pairs")
 COUNTED = {"masked": ("text", "end"), "plain": ("text", "audio", "markers", "end")}
-BETAS, STEPS = (0.03, 0.3), (20, 100)  # beside the middle of both, 0.1 and 50
+BETAS, STEPS = (0.03, 0.3), (15, 80)  # beside the middle of both, 0.1 and 40
 
 
 def get_config(arg: str = "pocket") -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe = stages["get_config"]("smoke" if arg == "toy" else "pocket")
     recipe.stages = (*SHARED, "dpo")
     measure = {"kinds": ("preference", "perplexity", "answers"), "questions": 50, "tasks": ("aqtaa",)}
-    middle, betas, steps = 50, BETAS, STEPS
+    middle, betas, steps = 40, BETAS, STEPS
     if arg == "toy":
         recipe.corpus.questions = 40
         recipe.pairs.update({"questions": 12, "batch": 12})
@@ -36,7 +36,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     else:
         recipe.corpus.update({"questions": 3000, "voice_utterances": 300})
         recipe.sft1.loop.steps = 150
-        recipe.pairs.update({"questions": 1200, "temperatures": (1.3, 1.6)})
+        recipe.pairs.update({"questions": 1200, "temperatures": (1.3, 1.6), "listen": False})
         recipe.preference.held_out = 60
         recipe.dpo.optimizer.peak_lr = 1e-4  # few steps: at the recipe's 2e-5 nothing moves in any arm
     points = [(0.1, middle), *((beta, middle) for beta in betas), *((0.1, n) for n in steps)]
