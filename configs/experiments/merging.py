@@ -42,7 +42,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     else:
         recipe.corpus.update({"questions": 3000, "voice_utterances": 300})
         recipe.sft1.loop.steps, recipe.sft2.loop.steps, recipe.dpo.loop.steps = 150, 100, 50
-        recipe.pairs.update({"questions": 400, "temperatures": (1.3, 1.6), "listen": False})
+        recipe.pairs.update({"questions": 400, "temperatures": (2.0, 3.0), "listen": False})
         recipe.preference.held_out = 40
     corners = ("sft1", "sft2", "dpo")
     points = {name: POINTS[name] for name in ("5_5_1", *corners)} if arg == "toy" else POINTS
