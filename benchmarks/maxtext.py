@@ -54,8 +54,13 @@ V5P_70B = (
     *("xla_tpu_enable_ag_backward_pipelining=true", "xla_tpu_enable_data_parallel_all_reduce_opt=true"),
     "xla_tpu_data_parallel_opt_different_sized_ops=true",
 )
+# Flags and options of the preset llama2-70b-4096 for v6e in MaxText's repository.
 V6E_70B = (*FUSION[:5], "xla_tpu_scoped_vmem_limit_kib=98304")
 OURS_130B = DecoderConfig()
+V6E_70B_OPTIONS = (
+    *("use_iota_embed=true", "ici_fsdp_parallelism=1"),
+    *("sa_block_q=1024", "sa_block_q_dkv=2048", "sa_block_q_dq=2048"),
+)
 LLAMA_70B = DecoderConfig(vocab=32000, embed=8192, mlp=28672, heads=64, kv_heads=8, layers=80)
 
 
@@ -71,6 +76,7 @@ class Row:
     remat: str = "minimal_with_context"  # MaxText's name: every product and the output of attention is kept
     flags: tuple[str, ...] = FUSION
     options: tuple[str, ...] = ("use_iota_embed=true",)  # as in all of MaxText's scripts for v5p
+    fsdp: str = "fsdp"  # the axis of MaxText's that is fsdp here
     ours: str = ""  # our plan of the same model, slice and batch
     published: float = 0.0  # MaxText's own MFU, on chips
 
@@ -81,7 +87,10 @@ ROWS = {
     "llama2_70b_v5p_8x8x8": Row(
         *("v5p:8x8x8", "fsdp=512", LLAMA_70B, 2, 4096, "save_dot_except_mlpwi", V5P_70B), published=0.654
     ),
-    "llama2_70b_v6e_16x16": Row(*("v6e:16x16", "fsdp=256", LLAMA_70B, 4, 4096, "full", V6E_70B), published=0.438),
+    "llama2_70b_v6e_16x16": Row(
+        *("v6e:16x16", "fsdp=256", LLAMA_70B, 4, 4096, "full", V6E_70B, V6E_70B_OPTIONS, "fsdp_transpose"),
+        published=0.438,
+    ),
 }
 # Splash kernel -> our kernel of the same products, and how many they are.
 CHARGED = {"fwd": (KERNELS[0], 2), "dq": (KERNELS[1], 3), "dkv": (KERNELS[2], 4)}
@@ -134,8 +143,8 @@ def options(row: Row, devices: int) -> list[str]:
         "max_target_length": row.length, "compile_topology": row.topology, "compile_topology_num_slices": 1,
         "internal_compile_num_devices": devices, "remat_policy": row.remat,
     }  # fmt: skip
-    axes = {"data": "ici_data_parallelism", "fsdp": "ici_fsdp_parallelism"}
-    sizes |= {axes[axis]: size for axis, size in (part.split("=") for part in row.mesh.split(","))}
+    axes = {"data": "data", "fsdp": row.fsdp}
+    sizes |= {f"ici_{axes[axis]}_parallelism": size for axis, size in (part.split("=") for part in row.mesh.split(","))}
     fixed = ("decoder_block=llama2", "allow_split_physical_axes=true", *row.options)
     flags = " ".join(f"--{flag}" for flag in row.flags)
     return [*(f"{name}={value}" for name, value in sizes.items()), *fixed, f"compile_xla_flags={flags}"]
