@@ -7,7 +7,7 @@ RUNS ?= runs/pocket
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench soak plan clean
+.PHONY: help demo test test-all test-torch notebooks check fmt pocket pocket-eval bench soak plan maxtext clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -75,5 +75,14 @@ soak: $(VENV)/base.stamp ## kill, restart and resume training runs for some minu
 plan: $(VENV)/dev.stamp ## compile the 130 B plans for TPU pods, hours of two cores, and remake docs/plans.md; resumes
 	$(BIN)/python benchmarks/plans.py $(if $(ONLY),--only $(ONLY))
 
+$(VENV)-maxtext/stamp: benchmarks/maxtext.txt benchmarks/maxtext-bare.txt
+	$(PYTHON) -m venv $(VENV)-maxtext
+	$(VENV)-maxtext/bin/pip install --quiet --disable-pip-version-check -r benchmarks/maxtext.txt
+	$(VENV)-maxtext/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r benchmarks/maxtext-bare.txt
+	@touch $@
+
+maxtext: $(VENV)/dev.stamp $(VENV)-maxtext/stamp ## compile MaxText's step of the 130 B for the same pods, in its own environment; docs/peers
+	$(BIN)/python benchmarks/maxtext.py --maxtext-python $(VENV)-maxtext/bin/python $(if $(ONLY),--only $(ONLY))
+
 clean: ## remove environments and outputs
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch $(VENV)-maxtext $(OUT) build *.egg-info

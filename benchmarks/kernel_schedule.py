@@ -6,12 +6,14 @@ Compiles forward and backward with libtpu (of the version that jax asks for), re
 each kernel from the compiler's dump and counts those that handle one tile of all heads of a group. A bundle takes a
 cycle if nothing stalls. Best: the cycles of the matrix units for the products of a tile; each has the head size as one
 dimension, which fills a unit that is wider only in part. Share: best over bundles; above 1 the units, not the bundles,
-set the time. "row" is what a block of queries (or keys) costs besides.
+set the time. "row" is what a block of queries (or keys) costs besides. --splash: the kernels that ship with JAX, which
+have no bias and take the heads of a group one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -32,6 +34,7 @@ UNITS = {
     "tpu7x": (2, 256),
 }  # of a core, and their width
 MATMULS = {"sqrt_alibi_forward": 2, "sqrt_alibi_d_queries": 3, "sqrt_alibi_d_keys_values": 4}
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
 
 
@@ -66,11 +69,31 @@ def compile_kernels(args: argparse.Namespace) -> None:
     def loss(q, k, v, slopes, *rows):
         return jnp.sum(flash.flash_attention(q, k, v, slopes, *rows, tile=tile).astype(jnp.float32) ** 2)
 
+    if args.splash:
+        loss = splash(args.heads, args.length, *tile[:2])
     q, k = (shape(1, args.length, heads, args.head_dim) for heads in (args.heads, args.kv_heads))
     rows = [shape(1, args.length, dtype=jnp.int32)] * 4
     run = loss if args.forward_only else jax.grad(loss, (0, 1, 2))
     with jax.set_mesh(mesh):
         jax.jit(run).lower(q, k, k, shape(args.heads, dtype=jnp.float32), *rows).compile()
+
+
+def splash(heads: int, length: int, queries: int, keys: int):
+    """A loss of (q, k, v, slopes, rows ...) that goes through the splash kernels, causal and with segments."""
+    import jax.numpy as jnp
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    names = [f.name for f in dataclasses.fields(splash_attention_kernel.BlockSizes) if f.name.startswith("block")]
+    sizes = splash_attention_kernel.BlockSizes(**{n: queries if n.startswith("block_q") else keys for n in names})
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+
+    def loss(q, k, v, slopes, q_places, k_places, q_segments, k_segments):
+        q, k, v = (x[0].swapaxes(0, 1) for x in (q, k, v))
+        out = kernel(q, k, v, splash_attention_kernel.SegmentIds(q_segments[0], k_segments[0]))
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    return loss
 
 
 def regions(text: str) -> list[int]:
@@ -105,6 +128,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--forward_only", action="store_true")
     parser.add_argument("--no_roots", action="store_true", help="without the square roots, to see what they cost")
+    parser.add_argument("--splash", action="store_true", help="the splash kernels of JAX in place of ours")
     parser.add_argument("--json", help="where to write the table")
     parser.add_argument("--tile_file", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -128,8 +152,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     if done.returncode:
         raise SystemExit(f"kernel_schedule: {done.stderr.strip().splitlines()[-1]}")
     q_size, k_size = json.loads(tile_file.read_text())
-    group, table = args.heads // args.kv_heads, []
-    for kernel, matmuls in MATMULS.items():
+    group, table = 1 if args.splash else args.heads // args.kv_heads, []
+    for kernel, matmuls in (SPLASH if args.splash else MATMULS).items():
         for path in folder.glob(f"*{kernel}*-01-final_bundles.txt"):
             tile, *rest = regions(path.read_text())
             units, width = UNITS[args.chip]
