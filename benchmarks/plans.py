@@ -52,7 +52,8 @@ TRAINING = {
     "v5p_4x16x16_4k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
     "v5p_8x8x16_4k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=4,fsdp=256 --batch=1024 --seq=4096",
     "v5p_4x16x16_8k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=2,fsdp=256,context=2 {ROWS} --batch=512 --seq=8192",
-    "v5p_4x16x16_16k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=2,fsdp=128,context=4 {ROWS} --batch=256 --seq=16384",
+    "v5p_4x16x16_16k": f"{DENSE} --topology=v5p:4x16x16 --mesh=data=2,fsdp=128,context=4 {ROWS} --batch=256 "
+    "--seq=16384",
     "v5p_8x8x16_8k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=2,fsdp=256,context=2 {ROWS} --batch=512 --seq=8192",
     "v5p_8x8x16_16k": f"{DENSE} --topology=v5p:8x8x16 --mesh=data=2,fsdp=128,context=4 {ROWS} --batch=256 --seq=16384",
     "v5p_8x8x8_4k": f"{DENSE} --topology=v5p:8x8x8 --mesh=data=2,fsdp=256 --batch=512 --seq=4096",

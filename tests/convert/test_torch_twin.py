@@ -72,11 +72,12 @@ def test_logits_and_hidden_states_are_the_original_modules(model, io):
     np.testing.assert_allclose(torch.stack(out.hidden_states), io["hidden_states"], atol=LOGITS, rtol=0)
 
 
-def test_cached_pieces(model, io):
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])  # before transformers 5.24, and from then on
+def test_cached_pieces(model, io, name):
     tokens, cache, pieces, place = torch.tensor(io["input_ids"]), None, [], 0
     for length in io["step_lengths"].tolist():
         with torch.no_grad():
-            out = model(tokens[:, place : place + length], past_key_values=cache, use_cache=True)
+            out = model(tokens[:, place : place + length], **{name: cache}, use_cache=True)
         cache, place = out.past_key_values, place + length
         pieces.append(out.logits)
     assert place == tokens.shape[1] == cache.get_seq_length()

@@ -12,6 +12,7 @@ checkpointing is there, keys and values are cached per head.
 The bias is a [heads, L, S] array: for long prompts feed the cache in pieces, or use a server with a fused kernel.
 """
 
+import functools
 import math
 
 import torch
@@ -23,6 +24,9 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration_step1 import Step1Config
+
+# transformers calls the cache past_key_values before 5.24 and cache from then on; arguments are taken by either name.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -167,7 +171,7 @@ class Step1PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Step1DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # moved in steps that bfloat16 would lose
     _supports_cache_class = True
@@ -206,6 +210,7 @@ class Step1Model(Step1PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **unused,  # position_ids, cache_position: distances need no positions
     ) -> BaseModelOutputWithPast:
         """``input_ids`` [B, L] or ``inputs_embeds`` [B, L, hidden]; ``attention_mask`` [B, past + L], 0 at padding.
@@ -217,9 +222,10 @@ class Step1Model(Step1PreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         checkpointing = self.gradient_checkpointing and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        past = 0 if cache is None else cache.get_seq_length()
         if attention_mask is not None and attention_mask.shape != (x.shape[0], past + x.shape[1]):
             expected = (x.shape[0], past + x.shape[1])
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected {expected}")
@@ -227,17 +233,12 @@ class Step1Model(Step1PreTrainedModel):
         states = []
         for layer in self.layers:
             states.append(x)
-            if checkpointing:
-                x = self._gradient_checkpointing_func(layer.__call__, x, bias)
-            else:
-                x = layer(x, bias, past_key_values)
+            run = functools.partial(self._gradient_checkpointing_func, layer.__call__) if checkpointing else layer
+            x = run(x, bias, None if checkpointing else cache)
         x = self.norm(x)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=(*states, x) if wanted else None,
-        )
+        hidden_states = (*states, x) if wanted else None
+        return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden_states, **{CACHE: cache})
 
 
 class Step1ForCausalLM(Step1PreTrainedModel, GenerationMixin):
@@ -266,19 +267,20 @@ class Step1ForCausalLM(Step1PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """The arguments of ``Step1Model``; ``labels`` [B, L] are shifted inside, -100 is no target.
 
         ``logits`` [B, L, vocab], or those of the last ``logits_to_keep`` places (0: all).
         """
-        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, output_hidden_states)
+        cache = past_key_values if cache is None else cache
+        out = self.model(input_ids, attention_mask, cache, inputs_embeds, use_cache, output_hidden_states)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             count = {k: v for k, v in kwargs.items() if k == "num_items_in_batch"}  # of Trainer's accumulation
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
-        result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
-        )
+        kept = {CACHE: getattr(out, CACHE), "hidden_states": out.hidden_states}
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
         return result.to_tuple() if return_dict is False else result
