@@ -36,7 +36,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     else:
         recipe.corpus.update({"questions": 3000, "voice_utterances": 300})
         recipe.sft1.loop.steps = 150
-        recipe.pairs.update({"questions": 1200, "temperatures": (2.0, 3.0), "listen": False})
+        recipe.pairs.update({"questions": 500, "temperatures": (2.0, 3.0), "listen": False})
         recipe.preference.held_out = 60
         recipe.dpo.optimizer.peak_lr = 1e-4  # few steps: at the recipe's 2e-5 nothing moves in any arm
     points = [(0.1, middle), *((beta, middle) for beta in betas), *((0.1, n) for n in steps)]
