@@ -185,7 +185,7 @@ class Attention(nnx.Module):
         self, x_BLD: Float[Array, "B L D"], places: Places, cache: CacheSlots | None = None
     ) -> tuple[Float[Array, "B L D"], CacheSlots | None]:
         """Attend over ``x_BLD`` itself, or over ``cache`` after the new keys and values went in."""
-        q_BLNH, k_BSKH, v_BSKH = project_each(x_BLD, (self.wq, self.wk, self.wv))
+        q_BLNH, k_BSKH, v_BSKH = project_each(x_BLD, (self.wq, self.wk, self.wv), first=True)
         q_BLNH = constrain(q_BLNH, ATTENDING, LENGTH, ACT_HEADS, HEAD_DIM)
         k_BSKH, v_BSKH = (constrain(x, ATTENDING, LENGTH, ACT_KV_HEADS, HEAD_DIM) for x in (k_BSKH, v_BSKH))
         q_BLNH, k_BSKH, v_BSKH = (checkpoint_name(x, n) for x, n in ((q_BLNH, "q"), (k_BSKH, "k"), (v_BSKH, "v")))

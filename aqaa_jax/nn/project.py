@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aqaa_jax.nn.int8 import Int8Weight
-from aqaa_jax.nn.ring import BACKWARD, FORWARD, products_in_parts, scattered_product
+from aqaa_jax.nn.ring import is_waited_for, products_in_parts, scattered_product
 from aqaa_jax.sharding.axes import ACT_LENGTH, BATCH, LENGTH
 from aqaa_jax.sharding.manual import Gather, gather, scatter, split, split_over
 from aqaa_jax.sharding.partition import mesh_axes, per_shard
@@ -41,7 +41,7 @@ def project(
         y_TF = weight.matmul(x.reshape(math.prod(batch), -1)).astype(out_dtype or x.dtype)
         return y_TF.reshape(*batch, *weight.scale[...].shape)
     if isinstance(weight, nnx.Variable) and any(split_over(weight)):
-        return _by_hand(x, [weight], in_axes, out_dtype)[0]
+        return _by_hand(x, [weight], in_axes, out_dtype, first=False)[0]
     stored: Any = weight.get_value() if isinstance(weight, nnx.Variable) else weight
     value = stored.astype(x.dtype)
     x_T = x.reshape(math.prod(batch), *value.shape[:in_axes])
@@ -50,10 +50,15 @@ def project(
     return y_T.reshape(*batch, *value.shape[in_axes:])
 
 
-def project_each(x: Float[Array, "*B in"], weights: Weights) -> list[Float[Array, "*B out"]]:
-    """``project`` of one ``x`` with several weights: where they are in pieces, ``x`` travels once for all of them."""
+def project_each(x: Float[Array, "*B in"], weights: Weights, *, first: bool = False) -> list[Float[Array, "*B out"]]:
+    """``project`` of one ``x`` with several weights: where they are in pieces, ``x`` travels once for all of them.
+
+    ``first``: no product of their block comes before, to hide behind it that their weights are gathered.
+    """
     variables = [w for w in weights if isinstance(w, nnx.Variable) and any(split_over(w))]
-    return _by_hand(x, variables, 1, None) if len(variables) == len(weights) else [project(x, w) for w in weights]
+    if len(variables) == len(weights):
+        return _by_hand(x, variables, 1, None, first)
+    return [project(x, w) for w in weights]
 
 
 class How(NamedTuple):
@@ -65,9 +70,12 @@ class How(NamedTuple):
     cut: tuple[str, ...]  # that they are added up over and cut into positions
     in_axes: int
     out_dtype: DTypeLike | None
+    first: bool  # of their block: nothing before them hides the gather of their weights
 
 
-def _by_hand(x: jax.Array, weights: Sequence[nnx.Variable], in_axes: int, out_dtype: DTypeLike | None) -> list:
+def _by_hand(
+    x: jax.Array, weights: Sequence[nnx.Variable], in_axes: int, out_dtype: DTypeLike | None, first: bool
+) -> list:
     """The products on each device's part of all that is split, by whomever: no collective is left to the compiler.
 
     Pieces of a weight are gathered over the mesh axes whose devices have rows or positions of their own; over the
@@ -82,7 +90,7 @@ def _by_hand(x: jax.Array, weights: Sequence[nnx.Variable], in_axes: int, out_dt
     summed = tuple(a for axis in inner if axis for a in mesh_axes(axis))
     over = tuple(of.over for of in splits)
     where = ((), (), summed) if summed and positions else (() if summed else positions, summed, ())
-    how = How(over, *where, in_axes, out_dtype)
+    how = How(over, *where, in_axes, out_dtype, first)
     x_axes = (BATCH, LENGTH if summed else ACT_LENGTH, *inner)
     y_axes = tuple((BATCH, ACT_LENGTH if how.cut else LENGTH, *of.kept[in_axes:]) for of in splits)
     in_specs = (x_axes, *(of.axes for of in splits))
@@ -120,7 +128,7 @@ def _forward(x, pieces, how):
     ys = []
     for piece, over in zip(pieces, how.over, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
-        parts = products_in_parts(x_TD, matrix, names, contracted, FORWARD, how.out_dtype)
+        parts = products_in_parts(x_TD, matrix, names, contracted, how.out_dtype, in_parts=how.first)
         y_TF = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         outer = piece.shape[how.in_axes :] if any(over[: how.in_axes]) else (*piece.shape[how.in_axes : -1], -1)
         ys.append(_added(y_TF.reshape(*batch, *outer), how))
@@ -136,7 +144,8 @@ def _backward(how, saved, grads):
     for piece, over, grad in zip(pieces, how.over, grads, strict=True):
         matrix, names, contracted = _rows_first(piece, over, how.in_axes)
         grad_TF = _whole_again(grad, how).reshape(x_TD.shape[0], -1)
-        parts = products_in_parts(grad_TF, matrix, names, 1 - contracted, BACKWARD)
+        in_parts = is_waited_for(matrix, names)
+        parts = products_in_parts(grad_TF, matrix, names, 1 - contracted, in_parts=in_parts)
         grad_parts = [sum(same) for same in zip(grad_parts, parts, strict=True)] if grad_parts else parts
         rows, columns = (grad_TF, x_TD) if contracted else (x_TD, grad_TF)
         weight_grad = scattered_product(rows, columns, names)

@@ -15,11 +15,11 @@ from aqaa_jax.kernels.tiles import LANES
 from aqaa_jax.sharding.manual import gather, scatter
 from aqaa_jax.sharding.mesh import ring_of
 from aqaa_jax.sharding.partition import context
+from aqaa_jax.sharding.rules import TENSOR
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
-# Bytes of a weight that is gathered in parts. In the forward pass that of queries: before it are small products only,
-# while the larger ones of the MLP find enough to hide behind, and to put their parts together would be a copy more.
-FORWARD, BACKWARD = range(64 * 2**20, 512 * 2**20), range(512 * 2**20, 2**63)
+WHOLE = 64 * 2**20  # bytes of a weight that may be waited for at once
+DOWN = 512 * 2**20  # bytes of a weight, over all of tensor, from which on its backward gather is in parts
 FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
 
 
@@ -58,30 +58,46 @@ def products_in_parts(
     piece: jax.Array,
     names: tuple[str, ...],
     contracted: int,
-    sizes: range,
     out_dtype: DTypeLike | None = None,
+    *,
+    in_parts: bool,
 ) -> list[Float[Array, "T O"]]:
     """``x`` times the weight whose rows are split over ``names``, contracted over its rows (0) or columns (1).
 
-    Where gradients go round rings, a weight of ``sizes`` bytes whose rows are contracted comes and is used in parts of
-    its columns, to be put side by side. The compiler hides a gather behind products of its own, and no product of a
-    gradient is one any more: then only the first part is waited for.
+    ``in_parts``, a large weight whose rows are contracted comes and is used in parts of its columns, to be put side by
+    side: only the first part is waited for, where there is no product before to hide the gather behind.
     """
-    size = _size(names) * piece.size * piece.dtype.itemsize
-    cut = contracted == 0 and _ring(names) > 1 and size in sizes and piece.shape[1] % LANES == 0
-    pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size), axis=1) if cut else [piece]
+    size = _bytes(piece, names)
+    cut = in_parts and contracted == 0 and names and size > WHOLE and piece.shape[1] % LANES == 0
+    growth = (
+        GROWTH if _size((TENSOR,)) == 1 else 1
+    )  # few tokens a device hide little, and tensor is there for few tokens
+    pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size, growth), axis=1) if cut else [piece]
     axes = (((1,), (contracted,)), ((), ()))
     return [jax.lax.dot_general(x_TI, gather(p, (names, ())), axes, preferred_element_type=out_dtype) for p in pieces]
 
 
-def _cuts(lanes: int, size: int) -> list[int]:
+def is_waited_for(piece: jax.Array, names: tuple[str, ...]) -> bool:
+    """Whether no product is left to hide the gather of a weight's pieces behind, in the backward pass.
+
+    The compiler hides it behind products of its own, and where gradients go round rings no product of a gradient is one
+    any more. What it still finds is too little for the down projection.
+    """
+    return _ring(names) > 1 and _bytes(piece, names) * _size((TENSOR,)) >= DOWN
+
+
+def _bytes(piece: jax.Array, names: tuple[str, ...]) -> int:
+    return _size(names) * piece.size * piece.dtype.itemsize
+
+
+def _cuts(lanes: int, size: int, growth: float) -> list[int]:
     """The columns at which a weight of ``lanes`` tiles of them and ``size`` bytes is cut."""
     at, part = 0, max(1, min(FIRST, size // 2) * lanes // size)
     cuts = []
     while lanes - at >= 1.5 * part:
         at += part
         cuts.append(at * LANES)
-        part = round(GROWTH * part)
+        part = round(growth * part)
     return cuts
 
 

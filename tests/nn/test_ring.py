@@ -11,8 +11,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from aqaa_jax.config import MeshConfig
-from aqaa_jax.nn import project, ring
+from aqaa_jax.nn import ring
 from aqaa_jax.nn.mlp import SwiGLU
+from aqaa_jax.nn.project import project_each
 from aqaa_jax.sharding.manual import over_rows
 from aqaa_jax.sharding.mesh import make_mesh
 from aqaa_jax.sharding.partition import by_hand, partitioning, shard
@@ -48,6 +49,12 @@ def scattered(x, g, sizes, names, rings=True):
     return compiled(x, g), compiled.as_text()
 
 
+def assert_same(found, expected):
+    for name in ("gate", "up", "down"):
+        theirs = getattr(expected, name).get_value()
+        np.testing.assert_allclose(getattr(found, name).get_value(), theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
 @pytest.mark.parametrize(
     "sizes, names, devices",
     [
@@ -76,8 +83,10 @@ def test_a_ring_scatters_the_sum_of_products(sizes, names, devices, rings):
 
 def test_parts_of_a_gather_grow():
     size = 2 * 12288 * 31232
-    assert [cut // 128 for cut in ring._cuts(244, size)] == [20, 55, 116]  # the first of 60 MiB
-    assert ring._cuts(8, 72 * 2**20) == [4 * 128] and ring._cuts(2, 2**30) == [128] and ring._cuts(1, 2**30) == []
+    assert [cut // 128 for cut in ring._cuts(244, size, 1.75)] == [20, 55, 116]  # the first of 60 MiB
+    assert [cut // 128 for cut in ring._cuts(61, size // 4, 1)] == [20, 40]  # over four of tensor: all of 60 MiB
+    assert ring._cuts(8, 72 * 2**20, 1.75) == [4 * 128]
+    assert ring._cuts(2, 2**30, 1.75) == [128] and ring._cuts(1, 2**30, 1.75) == []
 
 
 def test_where_the_kernel_does_not_run_there_is_no_ring(monkeypatch):
@@ -109,8 +118,8 @@ def test_what_does_not_pay_is_one_reduce_scatter(monkeypatch):
 def test_a_layer_with_rings_has_the_gradients_of_one_device(sizes, table, devices, rings, monkeypatch):
     """Of gate, up (pieces along the inputs) and down (along the outputs), whose product is turned."""
     rings(devices)
-    monkeypatch.setattr(project, "FORWARD", range(2**40))
-    monkeypatch.setattr(project, "BACKWARD", range(2**40))
+    monkeypatch.setattr(ring, "DOWN", 0)
+    monkeypatch.setattr(ring, "WHOLE", 0)
     monkeypatch.setattr(ring, "FIRST", 2**19)
     model, x = SwiGLU(1024, 1024, rngs=nnx.Rngs(0)), jax.random.normal(KEY, (8, 16, 1024))
 
@@ -125,7 +134,29 @@ def test_a_layer_with_rings_has_the_gradients_of_one_device(sizes, table, device
         found, _ = compiled(shard(model, mesh, rules), x, KEY)
     assert compiled.as_text().count(" collective-permute") >= 3 * 2 * (devices - 1)
     gathers = re.findall(r" all-gather(?:-start)?\(", compiled.as_text())
-    assert len(gathers) >= 3 + 3 * 2  # whole: down, for gradients gate and up; each the other way in two parts or more
-    for name in ("gate", "up", "down"):
-        theirs = getattr(expected, name).get_value()
-        np.testing.assert_allclose(getattr(found, name).get_value(), theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+    assert len(gathers) >= 3 + 2  # one a weight, the compiler sees; down for its gradient in two parts or more
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_product_of_a_block_gets_its_weight_in_parts(first, monkeypatch):
+    """Without rings too: nothing before it hides the gather."""
+    monkeypatch.setattr(ring, "WHOLE", 2**19)
+    monkeypatch.setattr(ring, "FIRST", 2**19)
+    model, x = SwiGLU(1024, 1024, rngs=nnx.Rngs(0)), jax.random.normal(KEY, (8, 16, 1024))
+
+    def gradients(total, model, x, key):
+        def loss(model):
+            return sum(jnp.sum(y**2) for y in project_each(x, (model.gate, model.up), first=first))
+
+        return jax.grad(loss)(model), total(jnp.sum(x))
+
+    expected, _ = jax.jit(functools.partial(gradients, lambda x: x))(model, x, KEY)
+    mesh, rules = make_mesh(MeshConfig(fsdp=8)), strategy("fsdp")
+    with partitioning(mesh, rules):
+        run = jax.jit(functools.partial(over_rows, gradients, rings=False))
+        compiled = run.lower(shard(model, mesh, rules), x, KEY).compile()
+        found, _ = compiled(shard(model, mesh, rules), x, KEY)
+    assert_same(found, expected)
+    gathers = len(re.findall(r" all-gather(?:-start)?\(", compiled.as_text()))
+    assert gathers > 2 * 2 if first else gathers == 2  # of a whole weight one gather serves both passes
