@@ -18,6 +18,12 @@ class Rows(NamedTuple):
     length: int
 
 
+def coarse(lengths: np.ndarray) -> np.ndarray:
+    """Each length rounded up to the next of 64, 96, 128, 192, 256, 384 ...: few array shapes, at most half padding."""
+    power = 2 ** np.ceil(np.log2(np.maximum(lengths, 64))).astype(np.int64)
+    return np.where(lengths <= power * 3 // 4, np.maximum(power * 3 // 4, 64), power)
+
+
 class BucketPlan:
     """Batches of about ``tokens`` tokens each, every batch of one task and one length bucket.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.buckets import BucketPlan, coarse
 from aqaa_jax.data.language import LanguageBatch, language_batch
 from aqaa_jax.data.order import pad_stack
 from aqaa_jax.data.tasks import load_audio, save_audio
@@ -138,13 +138,29 @@ def _row(row: Sequence[tuple[Pair, np.ndarray]], vocab: Vocab, kinds: Sequence[s
 def bucket_pairs(
     plan: BucketPlan, pairs: Sequence[Pair], references: Sequence[np.ndarray], vocab: Vocab, kinds: Sequence[str]
 ) -> Callable[[int], PairBatch]:
-    """Step -> batch of pairs of like length, one to a row."""
+    """Step -> batch of pairs of like length, one to a row; ``plan`` is of their ``padded_lengths``."""
+    widest = widest_targets(pairs, vocab, kinds)
 
     def of_step(step: int) -> PairBatch:
         _, rows, length = plan[step]
-        return pair_batch([[(pairs[i], references[i])] for i in rows.tolist()], length, vocab, kinds)
+        batch = [[(pairs[i], references[i])] for i in rows.tolist()]
+        return pair_batch(batch, length, vocab, kinds, targets=widest[length])
 
     return of_step
+
+
+def padded_lengths(pairs: Sequence[Pair]) -> np.ndarray:
+    """The length of the row that every pair stands in by itself, int64: one of few, as each is compiled for."""
+    return coarse(np.array([pair.length for pair in pairs], np.int64))
+
+
+def widest_targets(pairs: Sequence[Pair], vocab: Vocab, kinds: Sequence[str], grid: int = 32) -> dict[int, int]:
+    """Per padded length, the most counted targets of a pair, rounded up: a batch of that length has as many places."""
+    widest: dict[int, int] = {}
+    for pair, length in zip(pairs, padded_lengths(pairs).tolist(), strict=True):
+        count = int(counted(np.concatenate([pair.chosen, pair.rejected]), vocab, kinds).sum())
+        widest[length] = max(widest.get(length, grid), -(-count // grid) * grid)
+    return widest
 
 
 def save_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:

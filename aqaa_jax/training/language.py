@@ -15,7 +15,7 @@ from aqaa_jax.data.buckets import BucketPlan
 from aqaa_jax.data.language import LanguageBatch, bucket_batches
 from aqaa_jax.data.packed import Packed
 from aqaa_jax.data.packed_pairs import PackedPairs
-from aqaa_jax.data.pairs import Pair, PairBatch, bucket_pairs, load_pairs
+from aqaa_jax.data.pairs import Pair, PairBatch, bucket_pairs, load_pairs, padded_lengths
 from aqaa_jax.data.reader import Reader
 from aqaa_jax.data.tasks import STREAMS, SpokenSet, SpokenTasks, load_audio, shares
 from aqaa_jax.decoder.model import Decoder
@@ -236,7 +236,7 @@ def _made_pairs(recipe: RecipeConfig, run_dir: Path, say: Say) -> Callable[[int]
         raise ValueError(f"preference.held_out is {held}; expected at least 0 and fewer than the {len(pairs)} pairs")
     references = _references(recipe, run_dir, run_dir / "pairs" / "reference", pairs, config.tokens, say)
     plan = BucketPlan(
-        {TASK: np.array([pair.length for pair in pairs[: len(pairs) - held]])},
+        {TASK: padded_lengths(pairs[: len(pairs) - held])},
         {TASK: 1.0},
         tokens=config.tokens,
         steps=config.loop.steps,

@@ -17,7 +17,7 @@ import numpy as np
 from aqaa_jax.atomic import read_json, write_json
 from aqaa_jax.checkpoint import hashes
 from aqaa_jax.config import DecoderConfig, to_dict
-from aqaa_jax.data.pairs import KINDS, Pair, data_hash, pair_batch
+from aqaa_jax.data.pairs import KINDS, Pair, data_hash, padded_lengths, pair_batch, widest_targets
 from aqaa_jax.data.tasks import load_audio, save_audio
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.tokens.vocab import Vocab
@@ -25,7 +25,6 @@ from aqaa_jax.training.stages.language import target_scores
 
 Say = Callable[[str], None]
 SHARD = 256
-GRID = 64  # rows are padded to a multiple, so that only a few shapes are compiled
 VERSION = 1  # change it when the same weights and pairs would give other numbers
 HOW_IT_RUNS = ("scan", "remat", "attention", "max_length")  # of the decoder's config: no matter to the numbers
 ABOUT = "about.json"
@@ -80,7 +79,7 @@ def _check_same(path: Path, about: dict[str, Any]) -> None:
 
 
 def _shard(run: Any, model: Any, pairs: Sequence[Pair], vocab: Vocab, tokens: int) -> list[np.ndarray]:
-    lengths = np.array([-(-pair.length // GRID) * GRID for pair in pairs])
+    lengths, widest = padded_lengths(pairs), widest_targets(pairs, vocab, tuple(KINDS))
     out: list[np.ndarray] = [np.zeros(0, np.float32)] * len(pairs)
     for length in np.unique(lengths).tolist():
         members, rows = np.flatnonzero(lengths == length).tolist(), max(1, tokens // length)
@@ -89,7 +88,7 @@ def _shard(run: Any, model: Any, pairs: Sequence[Pair], vocab: Vocab, tokens: in
             filled = chosen + chosen[-1:] * (rows - len(chosen))  # a batch of one shape
             unknown = [np.zeros(len(pairs[i].chosen) + len(pairs[i].rejected), np.float32) for i in filled]
             rows_of = [[(pairs[i], zeros)] for i, zeros in zip(filled, unknown, strict=True)]
-            batch = pair_batch(rows_of, length, vocab, tuple(KINDS))
+            batch = pair_batch(rows_of, length, vocab, tuple(KINDS), targets=widest[length])
             log_probs = np.asarray(run(model, batch), np.float32)
             for row, i in enumerate(chosen):
                 out[i] = log_probs[row, batch["loss_mask"][row] > 0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.buckets import BucketPlan, coarse
 from aqaa_jax.data.language import language_batch
 
 LENGTHS = {"a": np.array([10, 20, 33, 40, 60, 64, 65]), "b": np.arange(5, 95)}
@@ -66,3 +66,11 @@ def test_language_batch_gathers_exactly_the_targets():
         assert batch["segment_ids"][row].sum() == len(expected_ids)
     with pytest.raises(ValueError, match="does not fit"):
         language_batch([(ids, mask)], 8)
+
+
+def test_coarse_lengths_are_few_and_hold_what_they_are_for():
+    lengths = np.arange(1, 5000)
+    rounded = coarse(lengths)
+    assert np.all(rounded >= lengths) and np.all(rounded[96:] < 1.5 * lengths[96:])
+    assert np.unique(rounded).tolist() == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
+    np.testing.assert_array_equal(coarse(rounded), rounded)

@@ -12,7 +12,7 @@ from flax import nnx
 from aqaa_jax.checkpoint.files import save_model
 from aqaa_jax.config import DecoderConfig, VocabConfig
 from aqaa_jax.data.buckets import BucketPlan
-from aqaa_jax.data.pairs import KINDS, Pair, bucket_pairs, pair_batch
+from aqaa_jax.data.pairs import KINDS, Pair, bucket_pairs, padded_lengths, pair_batch
 from aqaa_jax.decoder.model import Decoder
 from aqaa_jax.losses.cross_entropy import token_log_probs
 from aqaa_jax.tokens.vocab import AUDIO_END, AUDIO_START, EOT, Vocab
@@ -67,7 +67,7 @@ def store(tmp_path_factory, model):
 
 
 def make_stage(pairs, references, **changes):
-    plan = BucketPlan({TASK: np.array([p.length for p in pairs])}, {TASK: 1.0}, tokens=128, steps=40, seed=0)
+    plan = BucketPlan({TASK: padded_lengths(pairs)}, {TASK: 1.0}, tokens=128, steps=40, seed=0)
     config = PreferenceConfig(**changes)
     return PreferenceStage("dpo", DECODER, config, bucket_pairs(plan, pairs, references, VOCAB, config.counted))
 
