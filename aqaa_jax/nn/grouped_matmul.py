@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aqaa_jax.nn.grouped_kernels import LANES, outer_kernel, product_kernel
 from aqaa_jax.sharding.manual import Gather, gather, scatter
 
+PART = 768 * 2**20  # bytes of a weight that are gathered at a time: what one of XLA's products beside them can hide
 _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
 )
@@ -31,7 +34,7 @@ def grouped_matmul(
     has to have the dtype of ``x_RD``; in pieces ``over`` mesh axes it is gathered, in the backward pass once more.
     ``expected``: how many rows belong to a group when all is in balance (0: all), for planners that read costs.
     """
-    return _product(x_RD, gather(weight_EDF, over), sizes_E, expected)
+    return _product_in_parts(x_RD, weight_EDF, sizes_E, over, expected)
 
 
 def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, over: Gather, expected: int):
@@ -40,11 +43,29 @@ def _forward(x_RD: jax.Array, weight_EDF: jax.Array, sizes_E: jax.Array, over: G
 
 def _backward(over: Gather, expected: int, kept: tuple[jax.Array, ...], g_RF: jax.Array):
     x_RD, piece, sizes_E = kept
-    grad_RD = _product(g_RF, gather(piece, over), sizes_E, expected, transposed=True)
+    grad_RD = _product_in_parts(g_RF, piece, sizes_E, over, expected, transposed=True)
     return grad_RD, scatter(_outer(x_RD, g_RF, sizes_E, expected), over), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
+
+
+def _product_in_parts(
+    x_RD: jax.Array, piece: jax.Array, sizes_E: jax.Array, over: Gather, expected: int, *, transposed: bool = False
+) -> jax.Array:
+    """``_product`` with the weight in pieces; a large one is gathered and used in equal parts of its columns.
+
+    XLA hides a gather behind one product of its own, and those of a layer (attention, shared expert) are not that long.
+    """
+    dim = 1 if transposed else 2
+    piece = gather(piece, tuple(names if at == dim else () for at, names in enumerate(over)))
+    rest = tuple(() if at == dim else names for at, names in enumerate(over))
+    devices = math.prod(jax.lax.axis_size(names) for names in rest if names)
+    parts = -(-piece.size * piece.dtype.itemsize * devices // PART)
+    parts = parts if piece.shape[dim] % (parts * LANES) == 0 else 1
+    pieces = jnp.split(piece, parts, axis=dim)
+    products = [_product(x_RD, gather(p, rest), sizes_E, expected, transposed=transposed) for p in pieces]
+    return jnp.concatenate(products, axis=1) if parts > 1 else products[0]
 
 
 def _product(

@@ -17,7 +17,7 @@ stages = runpy.run_path(str(Path(__file__).parents[1] / "recipe.py"))
 VARIANTS = ("pocket", "toy")
 SHARED = ("corpus", "tokenize", "sft1", "pairs")
 COUNTED = {"masked": ("text", "end"), "plain": ("text", "audio", "markers", "end")}
-BETAS, STEPS = (0.03, 0.3), (15, 80)  # beside the middle of both, 0.1 and 40
+BETAS, STEPS = (0.03, 0.3), (8, 40)  # beside the middle of both, 0.1 and 20
 
 
 def get_config(arg: str = "pocket") -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(arg: str = "pocket") -> ConfigDict:
     recipe = stages["get_config"]("smoke" if arg == "toy" else "pocket")
     recipe.stages = (*SHARED, "dpo")
     measure = {"kinds": ("preference", "perplexity", "answers"), "questions": 50, "tasks": ("aqtaa",)}
-    middle, betas, steps = 40, BETAS, STEPS
+    middle, betas, steps = 20, BETAS, STEPS
     if arg == "toy":
         recipe.corpus.questions = 40
         recipe.pairs.update({"questions": 12, "batch": 12})

@@ -1,13 +1,19 @@
 """Grouped products: the TPU kernels in interpret mode and the path of other devices against a loop over the groups."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from aqaa_jax.config import MeshConfig
 from aqaa_jax.nn import grouped_kernels
+from aqaa_jax.nn import grouped_matmul as products
 from aqaa_jax.nn.grouped_kernels import outer_kernel, product_kernel, visits
 from aqaa_jax.nn.grouped_matmul import grouped_matmul
+from aqaa_jax.sharding.mesh import make_mesh
 
 # Sizes of groups: all kinds of borders within tiles of 64 rows, groups without rows, rows of no group at the end.
 SIZES = {
@@ -96,3 +102,30 @@ def test_visits_cover_every_row_once():
         assert low < high and (seen[low:high] == -1).all()
         seen[low:high] = group
     np.testing.assert_array_equal(seen[: sum(sizes)], np.repeat(np.arange(len(sizes)), sizes))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_weight_in_pieces_is_used_in_parts(parts, monkeypatch):
+    """The values and gradients of the whole weight, gathered ``parts`` times each way."""
+    monkeypatch.setattr(products, "PART", -(-8 * 2 * D * 2 * F * 4 // parts))
+    keys, sizes_E = jax.random.split(jax.random.key(0), 3), jnp.asarray(SIZES["borders"])
+    x, g = jax.random.normal(keys[0], (ROWS, 2 * D)), jax.random.normal(keys[1], (ROWS, 2 * F))
+    weight = jax.random.normal(keys[2], (8, 2 * D, 2 * F))
+    mesh, place = make_mesh(MeshConfig(fsdp=4, expert=2)), PartitionSpec("fsdp", "expert")
+
+    def both(x, weight, g, over):
+        y, back = jax.vjp(lambda x, weight: grouped_matmul(x, weight, sizes_E, over), x, weight)
+        return y, *back(g)
+
+    def here(x, weight, g):
+        return both(x, weight, g, (("fsdp",), ("expert",), ()))
+
+    whole = PartitionSpec()
+    specs = {"in_specs": (whole, place, whole), "out_specs": (whole, whole, place), "check_vma": False}
+    compiled = jax.jit(jax.shard_map(here, mesh=mesh, **specs)).lower(x, weight, g).compile()
+    real, expected = sum(SIZES["borders"]), both(x, weight, g, ())
+    for found, right in zip(compiled(x, weight, g), (*expected[:2], 8 * expected[2]), strict=True):
+        rows = real if found.shape[0] == ROWS else None
+        np.testing.assert_allclose(found[:rows], right[:rows], atol=1e-3, rtol=1e-4)
+    over_fsdp = [line for line in compiled.as_text().splitlines() if re.search(r"= f32\[8,\S* all-gather", line)]
+    assert len(over_fsdp) == (1 if parts == 1 else 2 * parts)  # both passes use the one gather of a whole weight
