@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from aqaa_jax.config import VocabConfig
-from aqaa_jax.data.pairs import KINDS, Pair, counted, data_hash, load_pairs, pair_batch, pair_of, save_pairs
+from aqaa_jax.data.buckets import BucketPlan
+from aqaa_jax.data.pairs import (
+    KINDS,
+    Pair,
+    bucket_pairs,
+    counted,
+    data_hash,
+    load_pairs,
+    padded_lengths,
+    pair_batch,
+    pair_of,
+    save_pairs,
+)
 from aqaa_jax.tokens.prompt import Example, example
 from aqaa_jax.tokens.vocab import AUDIO_END, AUDIO_START, EOT, Vocab
 
@@ -49,6 +61,19 @@ def test_a_row_holds_both_answers_as_segments_and_their_own_references():
         pair_batch([[(one, numbers[0][:3])]], 64, VOCAB, ("text",))
     with pytest.raises(ValueError, match="25 ids does not fit a row of 24"):
         pair_batch([[(one, numbers[0])]], 24, VOCAB, ("text",))
+
+
+def test_the_shape_of_a_batch_follows_from_the_length_of_its_rows():
+    """Each shape is compiled for, so unlike answers must not make unlike batches."""
+    rng = np.random.default_rng(0)
+    chosen = [np.append(rng.integers(100, 330, n), EOT).astype(np.int32) for n in rng.integers(5, 400, 60)]
+    pairs = [pair(5, ids, ids[::2]) for ids in chosen]
+    numbers = [np.zeros(len(p.chosen) + len(p.rejected), np.float32) for p in pairs]
+    plan = BucketPlan({"pairs": padded_lengths(pairs)}, {"pairs": 1.0}, tokens=2048, steps=80, seed=0)
+    batches = bucket_pairs(plan, pairs, numbers, VOCAB, ("text",))
+    shapes = {(batch["tokens"].shape, batch["targets"].shape) for batch in map(batches, range(80))}
+    assert len(shapes) == len({tokens for tokens, _ in shapes}) <= 8
+    assert {tokens[1] for tokens, _ in shapes} <= {64, 96, 128, 192, 256, 384, 512, 768}
 
 
 def test_a_pair_is_two_documents_of_one_prompt():
