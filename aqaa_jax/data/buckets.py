@@ -19,7 +19,7 @@ class Rows(NamedTuple):
 
 
 def coarse(lengths: np.ndarray) -> np.ndarray:
-    """Each length rounded up to the next of 64, 96, 128, 192, 256, 384 ...: few array shapes, at most half padding."""
+    """Each length rounded up to the next of 64, 96, 128, 192, 256, 384 ...: few shapes, at most a third padding."""
     power = 2 ** np.ceil(np.log2(np.maximum(lengths, 64))).astype(np.int64)
     return np.where(lengths <= power * 3 // 4, np.maximum(power * 3 // 4, 64), power)
 

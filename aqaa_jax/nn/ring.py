@@ -69,9 +69,7 @@ def products_in_parts(
     """
     size = _bytes(piece, names)
     cut = in_parts and contracted == 0 and names and size > WHOLE and piece.shape[1] % LANES == 0
-    growth = (
-        GROWTH if _size((TENSOR,)) == 1 else 1
-    )  # few tokens a device hide little, and tensor is there for few tokens
+    growth = GROWTH if _size((TENSOR,)) == 1 else 1  # a product over a share of the columns hides no more than its like
     pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size, growth), axis=1) if cut else [piece]
     axes = (((1,), (contracted,)), ((), ()))
     return [jax.lax.dot_general(x_TI, gather(p, (names, ())), axes, preferred_element_type=out_dtype) for p in pieces]
