@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 
 from aqaa_jax.kernels.accumulate import Piece, add_product, halves, runs_here, suits
 from aqaa_jax.kernels.tiles import LANES
+from aqaa_jax.sharding.axes import ACT_MLP
 from aqaa_jax.sharding.manual import gather, scatter
 from aqaa_jax.sharding.mesh import ring_of
-from aqaa_jax.sharding.partition import context
-from aqaa_jax.sharding.rules import TENSOR
+from aqaa_jax.sharding.partition import context, mesh_axes
 
 SMALLEST = 4 * 2**20  # bytes that travel at a time, below which the steps of a ring are more latency than work
 WHOLE = 64 * 2**20  # bytes of a weight that may be waited for at once
-DOWN = 512 * 2**20  # bytes of a weight, over all of tensor, from which on its backward gather is in parts
+DOWN = 512 * 2**20  # bytes of a weight, all shares of its columns, from which on its backward gather is in parts
 FIRST, GROWTH = 60 * 2**20, 1.75  # bytes of the first part; of a part to the one before, whose product it hides behind
 
 
@@ -69,7 +69,7 @@ def products_in_parts(
     """
     size = _bytes(piece, names)
     cut = in_parts and contracted == 0 and names and size > WHOLE and piece.shape[1] % LANES == 0
-    growth = GROWTH if _size((TENSOR,)) == 1 else 1  # a product over a share of the columns hides no more than its like
+    growth = 1 if _split() > 1 else GROWTH  # the product over a share of the columns hides no more than its like
     pieces = jnp.split(piece, _cuts(piece.shape[1] // LANES, size, growth), axis=1) if cut else [piece]
     axes = (((1,), (contracted,)), ((), ()))
     return [jax.lax.dot_general(x_TI, gather(p, (names, ())), axes, preferred_element_type=out_dtype) for p in pieces]
@@ -81,7 +81,12 @@ def is_waited_for(piece: jax.Array, names: tuple[str, ...]) -> bool:
     The compiler hides it behind products of its own, and where gradients go round rings no product of a gradient is one
     any more. What it still finds is too little for the down projection.
     """
-    return _ring(names) > 1 and _bytes(piece, names) * _size((TENSOR,)) >= DOWN
+    return _ring(names) > 1 and _bytes(piece, names) * _split() >= DOWN
+
+
+def _split() -> int:
+    """Over how many devices the columns of a large product are split: each holds that share of its weight."""
+    return _size(mesh_axes(ACT_MLP))
 
 
 def _bytes(piece: jax.Array, names: tuple[str, ...]) -> int:
