@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 from aqaa_jax.data.packed import TARGET_GRID, Packed
-from aqaa_jax.data.pairs import Pair, PairBatch, counted, pair_batch, pair_of
+from aqaa_jax.data.pairs import Pair, PairBatch, pair_batch, pair_of, target_counts
 from aqaa_jax.tokens.vocab import Vocab
 
 
@@ -61,7 +61,7 @@ class PackedPairs(Sequence[Pair]):
 
     def widths(self, vocab: Vocab, kinds: Sequence[str]) -> tuple[int, int]:
         """The most counted targets (rounded up), and the most pairs, of any row: every batch has these shapes."""
-        counts = np.array([int(counted(np.concatenate([p.chosen, p.rejected]), vocab, kinds).sum()) for p in self])
+        counts = np.array(target_counts(self, vocab, kinds))
         rows = [self.row(name, r) for name, (_, plan) in self.packed.streams.items() for r in range(len(plan))]
         widest = max(int(counts[row.start : row.stop].sum()) for row in rows)
         return max(1, -(-widest // TARGET_GRID)) * TARGET_GRID, max(len(row) for row in rows)

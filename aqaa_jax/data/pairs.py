@@ -10,7 +10,7 @@ the text is complete). All four kinds together are plain DPO.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,11 +154,15 @@ def padded_lengths(pairs: Sequence[Pair]) -> np.ndarray:
     return coarse(np.array([pair.length for pair in pairs], np.int64))
 
 
+def target_counts(pairs: Iterable[Pair], vocab: Vocab, kinds: Sequence[str]) -> list[int]:
+    """How many ids of ``kinds`` the two answers of every pair have."""
+    return [int(counted(np.concatenate([pair.chosen, pair.rejected]), vocab, kinds).sum()) for pair in pairs]
+
+
 def widest_targets(pairs: Sequence[Pair], vocab: Vocab, kinds: Sequence[str], grid: int = 32) -> dict[int, int]:
     """Per padded length, the most counted targets of a pair, rounded up: a batch of that length has as many places."""
     widest: dict[int, int] = {}
-    for pair, length in zip(pairs, padded_lengths(pairs).tolist(), strict=True):
-        count = int(counted(np.concatenate([pair.chosen, pair.rejected]), vocab, kinds).sum())
+    for length, count in zip(padded_lengths(pairs).tolist(), target_counts(pairs, vocab, kinds), strict=True):
         widest[length] = max(widest.get(length, grid), -(-count // grid) * grid)
     return widest
 

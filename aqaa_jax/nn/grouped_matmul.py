@@ -61,7 +61,7 @@ def _product_in_parts(
     piece = gather(piece, tuple(names if at == dim else () for at, names in enumerate(over)))
     rest = tuple(() if at == dim else names for at, names in enumerate(over))
     devices = math.prod(jax.lax.axis_size(names) for names in rest if names)
-    parts = -(-piece.size * piece.dtype.itemsize * devices // PART)
+    parts = -(-piece.size * piece.dtype.itemsize * devices // PART) if devices > 1 else 1
     parts = parts if piece.shape[dim] % (parts * LANES) == 0 else 1
     pieces = jnp.split(piece, parts, axis=dim)
     products = [_product(x_RD, gather(p, rest), sizes_E, expected, transposed=transposed) for p in pieces]

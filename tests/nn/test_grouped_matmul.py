@@ -129,3 +129,11 @@ def test_a_weight_in_pieces_is_used_in_parts(parts, monkeypatch):
         np.testing.assert_allclose(found[:rows], right[:rows], atol=1e-3, rtol=1e-4)
     over_fsdp = [line for line in compiled.as_text().splitlines() if re.search(r"= f32\[8,\S* all-gather", line)]
     assert len(over_fsdp) == (1 if parts == 1 else 2 * parts)  # both passes use the one gather of a whole weight
+
+
+def test_a_whole_weight_is_used_whole_whatever_its_size(monkeypatch):
+    """Parts are there to hide a gather, and copies where there is none."""
+    x, weight, _, sizes_E = problem(SIZES["borders"])
+    monkeypatch.setattr(products, "PART", weight.nbytes // 2)
+    monkeypatch.setattr(products, "LANES", 1)
+    assert "concatenate" not in str(jax.make_jaxpr(lambda *given: grouped_matmul(*given))(x, weight, sizes_E))
